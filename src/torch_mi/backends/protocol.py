@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""What an architecture provides; `MIModel` provides everything else."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from torch_mi.hooks.point import HookPoint
+from torch_mi.hooks.trace import Tap
+from torch_mi.types import Carry, Logits, Resid, Tokens
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one forward pass is about, before any layer runs."""
+
+    positions: Int[Tensor, "#batch pos"]
+    """The position of each token, as position embeddings count it."""
+    seen: int = 0
+    """Tokens that came before, padding included."""
+    padding: Bool[Tensor, "batch key"] | None = None
+    """Where the tokens, those before included, are real; `None` if all are."""
+    explicit: bool = False
+    """Attention step by step in every layer, for bit-stable results."""
+
+
+@runtime_checkable
+class MIBackend(Protocol):
+    """An architecture: an embedding, a stack of blocks, an unembedding.
+
+    `begin` makes what the layers of one run share (rotary tables, masks); the other three are the
+    forward pass. `block` returns what this layer hands on to later tokens beside its output.
+    """
+
+    @property
+    def hook_points(self) -> frozenset[HookPoint]: ...
+    @property
+    def read_only(self) -> frozenset[HookPoint]:
+        """Points that can be captured but not edited."""
+        ...
+
+    @property
+    def always_explicit(self) -> bool:
+        """Whether attention runs step by step even where nobody looks (for soft-caps)."""
+        ...
+
+    @property
+    def cfg(self) -> object:
+        """The configuration: a frozen dataclass."""
+        ...
+
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """d_model, head, kv_head, d_head, d_mlp and vocab, as far as there are such axes."""
+        ...
+
+    @property
+    def embedding(self) -> Tensor:
+        """The embedding matrix [vocab, d_model], before any scale."""
+        ...
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The unembedding matrix [vocab, d_model]."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]: ...
+    def begin(self, run: Run) -> object: ...
+    def embed(self, tokens: Tokens, shared: object, tap: Tap) -> Resid: ...
+    def block(
+        self, layer: int, x: Resid, shared: object, tap: Tap, past: Carry
+    ) -> tuple[Resid, Carry]: ...
+    def unembed(self, x: Resid, tap: Tap) -> Logits: ...
+
+    def grows_differently(self, before: int, total: int) -> bool:
+        """Whether a run of `total` tokens treats its first `before` unlike a run of those alone."""
+        ...

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Model families: from a `config.json` to arithmetic, from checkpoint tensors to parameters."""
+
+from collections.abc import Mapping
+from typing import cast
+
+from torch_mi.config.transformer import TransformerConfig
+from torch_mi.errors import ConfigError, did_you_mean
+from torch_mi.families.decoder import DECODERS
+from torch_mi.families.family import Family
+from torch_mi.families.names import Placement, Plan, expected_shapes
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Placement",
+    "Plan",
+    "eos_token_ids",
+    "expected_shapes",
+    "find_family",
+    "read_config",
+]
+
+FAMILIES: Mapping[str, Family] = {
+    family.model_type: family for family in sorted(DECODERS, key=lambda f: f.model_type)
+}
+"""By `model_type`."""
+
+
+def find_family(raw: Mapping[str, object]) -> Family:
+    """The family that a parsed `config.json` names."""
+    name = raw.get("model_type")
+    if not isinstance(name, str):
+        raise ConfigError("config.json is missing 'model_type'")
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"unsupported model_type: {name!r}; supported are {', '.join(FAMILIES)}"
+            f"{did_you_mean(name, FAMILIES)}"
+        )
+    return FAMILIES[name]
+
+
+def read_config(raw: Mapping[str, object]) -> tuple[Family, TransformerConfig]:
+    """The family of a parsed `config.json`, and what its model computes."""
+    family = find_family(raw)
+    return family, family.config(raw)
+
+
+def eos_token_ids(raw: Mapping[str, object]) -> tuple[int, ...]:
+    """The tokens that end a text, by a `config.json` or `generation_config.json`."""
+    value = raw.get("eos_token_id")
+    ids = cast("list[object]", value if isinstance(value, list) else [value])
+    ids = [each for each in ids if each is not None]
+    for each in ids:
+        if type(each) is not int:
+            raise ConfigError(f"eos_token_id = {value!r} is not a token id or a list of them")
+    return cast("tuple[int, ...]", tuple(ids))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""A model family, as data: how to read its `config.json`, and what it calls each tensor."""
+
+from collections.abc import Collection, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+from torch_mi.config.transformer import TransformerConfig
+from torch_mi.errors import ConfigError
+from torch_mi.families.names import Plan, Source, place
+from torch_mi.families.rules import Reader, Rule, brief
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type`: a rule for each field of the config, a source for each of our modules."""
+
+    model_type: str
+    rules: Mapping[str, Rule]
+    sources: Mapping[str, Source]
+    """Our module -> theirs; `*` is the layer."""
+    inert: Set[str]
+    """Config keys that change nothing this library computes."""
+    fixed: Mapping[str, Collection[object]]
+    """Config keys that change nothing as long as they have one of these values (or null)."""
+    buffers: Collection[str] = ()
+    """Patterns of checkpoint tensors that are not parameters."""
+
+    def but(
+        self,
+        model_type: str,
+        *,
+        rules: Mapping[str, Rule] | None = None,
+        sources: Mapping[str, Source] | None = None,
+        inert: Set[str] = frozenset(),
+        fixed: Mapping[str, Collection[object]] | None = None,
+    ) -> "Family":
+        """A family like this one, except."""
+        return Family(
+            model_type,
+            rules={**self.rules, **(rules or {})},
+            sources={**self.sources, **(sources or {})},
+            inert=self.inert | inert,
+            fixed={**self.fixed, **(fixed or {})},
+            buffers=self.buffers,
+        )
+
+    def config(self, raw: Mapping[str, object]) -> TransformerConfig:
+        """What `raw`, a parsed `config.json`, computes."""
+        if raw.get("quantization_config") is not None:
+            raise ConfigError(
+                "config.json has a quantization_config: quantised checkpoints are not supported; "
+                "load the model they were made from"
+            )
+        c = Reader(raw)
+        fields: dict[str, Any] = {name: rule(c) for name, rule in self.rules.items()}
+        for key, values in self.fixed.items():
+            value = raw.get(key)
+            if value is not None and not any(same(value, each) for each in values):
+                modelled = " or ".join(repr(each) for each in values)
+                raise ConfigError(
+                    f"config.json has {key} = {brief(value)}; "
+                    f"in {self.model_type} only {modelled} is modelled"
+                )
+        c.refuse_unread(self.inert | set(self.fixed), self.model_type)
+        return TransformerConfig(**fields)
+
+    def place(self, cfg: TransformerConfig, names: Collection[str]) -> Plan:
+        """Where each parameter lies in a checkpoint whose tensors are called `names`."""
+        return place(cfg, self.sources, self.buffers, names)
+
+
+def same(value: object, other: object) -> bool:
+    """Equality that keeps `True` apart from 1."""
+    return type(value) is type(other) and value == other

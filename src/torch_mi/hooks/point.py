@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Where a forward pass can be watched or changed.
+
+Each member of `HookPoint` is declared once, as (path, axes, meaning, other spellings). Parsing,
+printing, shape checks, error messages, `docs/hooks.md` and `torch-mi hooks` are read off that
+declaration. Paths are TransformerLens names with TransformerLens meanings.
+
+A place is its name: members and hooks are strings, so `HookPoint.AttnPattern(5)` and
+`"blocks.5.attn.hook_pattern"` are equal, hash alike and may be used interchangeably.
+"""
+
+from enum import StrEnum
+from typing import Self
+
+from torch_mi.errors import HookError, did_you_mean
+
+
+class HookPoint(StrEnum):
+    """A kind of place in a forward pass; call one with a layer number to get a `Hook`.
+
+    >>> HookPoint.AttnPattern(5)
+    HookPoint.AttnPattern(5)
+    >>> HookPoint.AttnPattern(5) == "blocks.5.attn.hook_pattern"
+    True
+    """
+
+    axes: tuple[str, ...]
+    meaning: str
+    aliases: tuple[str, ...]
+
+    Embed = "hook_embed", "batch pos d_model", "token embeddings, after any embedding scale"
+    PosEmbed = (
+        "hook_pos_embed",
+        "batch pos d_model",
+        "learned absolute positions, where a family has them",
+    )
+    ResidPre = (
+        "blocks.*.hook_resid_pre",
+        "batch pos d_model",
+        "residual stream entering the layer",
+    )
+    Ln1Scale = "blocks.*.ln1.hook_scale", "batch pos one", "denominator of the norm before attention"
+    Ln1Normalized = (
+        "blocks.*.ln1.hook_normalized",
+        "batch pos d_model",
+        "value of that norm before its gain and bias",
+    )
+    AttnIn = "blocks.*.hook_attn_in", "batch pos d_model", "what attention reads: that norm's output"
+    AttnQ = "blocks.*.attn.hook_q", "batch pos head d_head", "queries, before rotary embedding"
+    AttnK = (
+        "blocks.*.attn.hook_k",
+        "batch pos kv_head d_head",
+        "keys, before rotary embedding and before they are shared among heads",
+    )
+    AttnV = (
+        "blocks.*.attn.hook_v",
+        "batch pos kv_head d_head",
+        "values, before they are shared among heads",
+    )
+    AttnRotQ = "blocks.*.attn.hook_rot_q", "batch pos head d_head", "queries, after rotary embedding"
+    AttnRotK = "blocks.*.attn.hook_rot_k", "batch pos kv_head d_head", "keys, after rotary embedding"
+    AttnScores = (
+        "blocks.*.attn.hook_scores",
+        "batch head query key",
+        "scores after scale, soft-cap and mask, before the softmax",
+        "blocks.*.attn.hook_attn_scores",
+    )
+    AttnPattern = (
+        "blocks.*.attn.hook_pattern",
+        "batch head query key",
+        "attention probabilities, after the softmax",
+    )
+    AttnZ = "blocks.*.attn.hook_z", "batch pos head d_head", "each head's mixed values"
+    AttnResult = (
+        "blocks.*.attn.hook_result",
+        "batch pos head d_model",
+        "each head's share of the attention output (computed only when asked for)",
+    )
+    AttnOut = (
+        "blocks.*.hook_attn_out",
+        "batch pos d_model",
+        "exactly what attention adds to the residual stream",
+    )
+    ResidMid = (
+        "blocks.*.hook_resid_mid",
+        "batch pos d_model",
+        "residual stream between attention and MLP",
+    )
+    Ln2Scale = "blocks.*.ln2.hook_scale", "batch pos one", "denominator of the norm before the MLP"
+    Ln2Normalized = (
+        "blocks.*.ln2.hook_normalized",
+        "batch pos d_model",
+        "value of that norm before its gain and bias",
+    )
+    MlpIn = (
+        "blocks.*.hook_mlp_in",
+        "batch pos d_model",
+        "what the MLP reads: that norm's output, gain included",
+        "blocks.*.mlp.hook_in",
+    )
+    MlpPre = "blocks.*.mlp.hook_pre", "batch pos d_mlp", "neurons before the nonlinearity"
+    MlpPreLinear = (
+        "blocks.*.mlp.hook_pre_linear",
+        "batch pos d_mlp",
+        "the linear branch of a gated MLP",
+    )
+    MlpPost = (
+        "blocks.*.mlp.hook_post",
+        "batch pos d_mlp",
+        "neurons after the nonlinearity, times the linear branch if gated",
+    )
+    MlpRawOut = (
+        "blocks.*.mlp.hook_out",
+        "batch pos d_model",
+        "down-projection output, before any post-norm",
+    )
+    MlpOut = (
+        "blocks.*.hook_mlp_out",
+        "batch pos d_model",
+        "exactly what the MLP adds to the residual stream",
+    )
+    ResidPost = (
+        "blocks.*.hook_resid_post",
+        "batch pos d_model",
+        "residual stream leaving the layer",
+    )
+    FinalScale = "ln_final.hook_scale", "batch pos one", "denominator of the final norm"
+    FinalNormalized = (
+        "ln_final.hook_normalized",
+        "batch pos d_model",
+        "value of the final norm before its gain and bias",
+    )
+    FinalNorm = (
+        "hook_final_norm",
+        "batch pos d_model",
+        "what the unembedding reads: the final norm's output",
+    )
+    Logits = "hook_logits", "batch pos vocab", "the output, after any soft-cap"
+
+    def __new__(cls, path: str, axes: str, meaning: str, *aliases: str) -> Self:
+        point = str.__new__(cls, path)
+        point._value_ = path
+        point.axes, point.meaning, point.aliases = tuple(axes.split()), meaning, aliases
+        return point
+
+    __hash__ = str.__hash__
+
+    @property
+    def per_layer(self) -> bool:
+        return self.startswith("blocks.")
+
+    def __call__(self, layer: int) -> "Hook":
+        return Hook(self, layer)
+
+    def on(self, n_layers: int) -> "list[Hook]":
+        """Every hook of this kind in a model of `n_layers` layers."""
+        return [Hook(self, i) for i in range(n_layers)] if self.per_layer else [Hook(self)]
+
+    def __repr__(self) -> str:
+        return f"HookPoint.{self.name}"
+
+
+class Hook(str):
+    """One place in one model: a hook point and, inside the blocks, a layer.
+
+    >>> hook = Hook.parse("blocks.5.attn.hook_attn_scores")
+    >>> hook.point, hook.layer, str(hook)
+    (HookPoint.AttnScores, 5, 'blocks.5.attn.hook_scores')
+    """
+
+    point: HookPoint
+    layer: int | None
+
+    def __new__(cls, point: HookPoint, layer: int | None = None) -> Self:
+        if point.per_layer and (layer is None or layer < 0):
+            raise HookError(
+                f"{point.name} is inside a layer, numbered from 0; write HookPoint.{point.name}(0)"
+            )
+        if not point.per_layer and layer is not None:
+            raise HookError(f"{point.name} is not inside a layer; write HookPoint.{point.name}")
+        hook = super().__new__(cls, point.replace("*", str(layer)))
+        hook.point, hook.layer = point, layer
+        return hook
+
+    def __getnewargs__(self) -> tuple[HookPoint, int | None]:  # pyright: ignore[reportIncompatibleMethodOverride] - copied by its parts
+        return self.point, self.layer
+
+    @staticmethod
+    def parse(where: str) -> "Hook":
+        """Read one place by any of its spellings; an unknown name is an error."""
+        found = locate(where)
+        if isinstance(found, HookPoint):
+            raise HookError(f"{where} is a place in every layer; name one, as {found(0)!r}")
+        return found
+
+    def __repr__(self) -> str:
+        return f"HookPoint.{self.point.name}" + ("" if self.layer is None else f"({self.layer})")
+
+
+def locate(where: str) -> Hook | HookPoint:
+    """The hook that a name means, or the hook point if it means the place in every layer.
+
+    >>> locate("blocks.*.hook_resid_post")
+    HookPoint.ResidPost
+    """
+    if isinstance(where, Hook):
+        return where
+    if isinstance(where, HookPoint):
+        return where if where.per_layer else Hook(where)
+    if not isinstance(where, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users are untyped
+        raise HookError(f"{where!r} is not a hook point or a name")
+    head, _, rest = where.removeprefix("blocks.").partition(".")
+    inside = where.startswith("blocks.")
+    point = _BY_PATH.get(f"blocks.*.{rest}" if inside else where)
+    if point is None or (inside and head != "*" and not (head.isascii() and head.isdecimal())):
+        raise HookError(f"no hook point is named {where!r}{_nearest(where, head)}")
+    if not inside:
+        return Hook(point)
+    return point if head == "*" else Hook(point, int(head))
+
+
+def _nearest(where: str, layer: str) -> str:
+    layer = layer if layer.isascii() and layer.isdecimal() else "*"
+    paths = [path.replace("*", layer) for path in _BY_PATH]
+    members = {f"HookPoint.{point.name}": point for point in HookPoint}
+    return did_you_mean(where, paths) or did_you_mean(where, [p.name for p in members.values()])
+
+
+_BY_PATH = {path: point for point in HookPoint for path in (str(point), *point.aliases)}

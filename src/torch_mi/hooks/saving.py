@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Specs as JSON, with their tensors in a safetensors file beside it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor
+
+from torch_mi.errors import FileError, InterventionError, MIError
+from torch_mi.hooks.coordinates import At, Place, Span, Token
+from torch_mi.hooks.interventions import KINDS, Intervention
+from torch_mi.hooks.spec import HookSpec, When
+from torch_mi.hooks.states import StateKnockoutSpec, StateSteeringSpec
+from torch_mi.storage import read_json, read_tensors, write_json, write_tensors
+
+FORMAT = "torch-mi HookSpec 1"
+
+Json = dict[str, object]
+
+
+def spec_to_dict(spec: HookSpec) -> tuple[Json, dict[str, Tensor]]:
+    """The spec as JSON values, and the tensors that they refer to by name."""
+    tensors: dict[str, Tensor] = {}
+    data: Json = {
+        "format": FORMAT,
+        "captures": {when: [str(p) for p in places] for when, places in spec.captures.items()},
+        "edits": [_edit_to_dict(str(place), edit, tensors) for place, edit in spec.edits],
+        "state_knockout": asdict(spec.state_knockout) if spec.state_knockout else None,
+        "state_steering": asdict(spec.state_steering) if spec.state_steering else None,
+        "allow_unfired": spec.allow_unfired,
+    }
+    return data, tensors
+
+
+def spec_from_dict(data: Mapping[str, object], tensors: Mapping[str, Tensor]) -> HookSpec:
+    """The spec that `spec_to_dict` took apart."""
+    if data.get("format") != FORMAT:
+        raise FileError(f"this is not a {FORMAT}: its format is {data.get('format')!r}")
+    spec = HookSpec(allow_unfired=bool(data["allow_unfired"]))
+    try:
+        for when, places in cast("dict[When, list[str]]", data["captures"]).items():
+            spec.capture(*places, when=when)
+        for edit in cast("list[Json]", data["edits"]):
+            spec.intervene(cast("str", edit["where"]), _edit_from_dict(edit, tensors))
+        if knockout := cast("Json | None", data["state_knockout"]):
+            spec.set_state_knockout(StateKnockoutSpec(**_state(knockout)))
+        if steering := cast("Json | None", data["state_steering"]):
+            scale = cast("float", steering["scale"])
+            spec.set_state_steering(StateSteeringSpec(**_state(steering), scale=scale))
+    except (KeyError, TypeError, ValueError) as cause:
+        raise FileError(f"a saved spec is incomplete or damaged: {cause!r}") from cause
+    return spec
+
+
+def save_spec(spec: HookSpec, path: str | Path) -> Path:
+    """Write a spec to `path`, and its tensors to the same name with `.safetensors`."""
+    path = Path(path)
+    data, tensors = spec_to_dict(spec)
+    if tensors:
+        write_tensors(_beside(path), tensors)
+        data["tensors"] = _beside(path).name
+    return write_json(path, data)
+
+
+def load_spec(path: str | Path) -> HookSpec:
+    """Read what `save_spec` wrote."""
+    path = Path(path)
+    data = read_json(path)
+    tensors = read_tensors(_beside(path)) if "tensors" in data else {}
+    try:
+        return spec_from_dict(data, tensors)
+    except MIError as cause:
+        raise FileError(f"{path}: {cause}") from cause
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".safetensors")
+
+
+def _edit_to_dict(where: str, edit: Intervention, tensors: dict[str, Tensor]) -> Json:
+    kind = type(edit).__name__
+    if KINDS.get(kind) is not type(edit):
+        raise InterventionError(
+            f"{edit!r} at {where} holds a function and cannot be saved; "
+            f"{', '.join(KINDS)} can"
+        )
+    out: Json = {"where": where, "kind": kind}
+    for name, value in edit.values().items():
+        if isinstance(value, Tensor):
+            key = f"{len(tensors)}.{name}"
+            tensors[key] = value
+            out[name] = {"tensor": key}
+        elif value is not None:
+            out[name] = value
+    if edit.at is not None:
+        out["at"] = {name: _place_to_json(place) for name, place in edit.at.named().items()}
+    return out
+
+
+def _edit_from_dict(data: Json, tensors: Mapping[str, Tensor]) -> Intervention:
+    kind = KINDS[cast("str", data["kind"])]
+    values: Json = {}
+    for field in fields(kind):
+        if field.name == "at" or field.name not in data:
+            continue
+        value = data[field.name]
+        if isinstance(value, dict):
+            value = tensors[cast("dict[str, str]", value)["tensor"]]
+        values[field.name] = value
+    places = cast("Json | None", data.get("at"))
+    at = None if places is None else At(**{k: _place_from_json(v) for k, v in places.items()})
+    return kind(**values, at=at)
+
+
+def _place_to_json(place: Place) -> object:
+    match place:
+        case slice():
+            return {"slice": [place.start, place.stop, place.step]}
+        case Token():
+            return {"token": place.text, "nth": place.nth}
+        case Span():
+            return {"span": place.text, "nth": place.nth, "which": place.which}
+        case int():
+            return int(place)
+        case _:
+            return [int(i) for i in place]
+
+
+def _place_from_json(value: object) -> Place:
+    if not isinstance(value, dict):
+        return cast("int | list[int]", value)
+    data = cast("dict[str, object]", value)
+    nth = cast("int | None", data.get("nth"))
+    if "slice" in data:
+        return slice(*cast("list[int | None]", data["slice"]))
+    if "token" in data:
+        return Token(cast("str", data["token"]), nth)
+    return Span(cast("str", data["span"]), nth, cast("int | None", data["which"]))
+
+
+def _state(data: Json) -> dict[str, tuple[int, ...]]:
+    layers = cast("list[int] | None", data["layers"])
+    positions = tuple(cast("list[int]", data["positions"]))
+    return {"positions": positions} | ({} if layers is None else {"layers": tuple(layers)})

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""What to capture and where to intervene, as one value."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+from torch_mi.errors import HookError, InterventionError
+from torch_mi.hooks.interventions import Intervention
+from torch_mi.hooks.point import Hook, HookPoint, locate
+from torch_mi.hooks.states import StateKnockoutSpec, StateSteeringSpec
+
+When = Literal["after", "before"]
+Place = Hook | HookPoint
+
+
+@dataclass
+class HookSpec:
+    """What to capture and where to intervene: a builder, read once by each run, never written.
+
+    A name without a layer (`HookPoint.ResidPost`, `"blocks.*.hook_resid_post"`) means every layer.
+    With `allow_unfired`, edits that a run does not reach are no error.
+    """
+
+    captures: dict[When, list[Place]] = field(
+        default_factory=lambda: {"after": [], "before": []}, kw_only=True
+    )
+    edits: list[tuple[Place, Intervention]] = field(
+        default_factory=list[tuple[Place, Intervention]], kw_only=True
+    )
+    state_knockout: StateKnockoutSpec | None = field(default=None, kw_only=True)
+    state_steering: StateSteeringSpec | None = field(default=None, kw_only=True)
+    allow_unfired: bool = field(default=False, kw_only=True)
+
+    def capture(self, *where: str, when: When = "after") -> Self:
+        """Capture these places, after the edits there or before them."""
+        if when not in self.captures:
+            raise HookError(f"when={when!r}; a capture is taken 'after' the edits or 'before' them")
+        kept = self.captures[when]
+        kept.extend(place for place in dict.fromkeys(map(locate, where)) if place not in kept)
+        return self
+
+    def intervene(self, where: str, intervention: Intervention) -> Self:
+        """Apply `intervention` there, after those already registered."""
+        if not isinstance(intervention, Intervention):  # pyright: ignore[reportUnnecessaryIsInstance] - users are untyped
+            raise InterventionError(
+                f"{intervention!r} is not an intervention; use Replace, Add, Knockout, Scale, Zero "
+                "or Apply(fn)"
+            )
+        self.edits.append((locate(where), intervention))
+        return self
+
+    def set_state_knockout(self, spec: StateKnockoutSpec) -> Self:
+        self.state_knockout = spec
+        return self
+
+    def set_state_steering(self, spec: StateSteeringSpec) -> Self:
+        self.state_steering = spec
+        return self
+
+    def extend(self, other: "HookSpec") -> Self:
+        """All that `other` captures and does, too; its edits come after those here."""
+        for mine, theirs, what in (
+            (self.state_knockout, other.state_knockout, "knockout"),
+            (self.state_steering, other.state_steering, "steering"),
+        ):
+            if mine is not None and theirs is not None and mine != theirs:
+                raise InterventionError(f"both specs have a state {what}, and they differ")
+        for when, places in other.captures.items():
+            self.capture(*places, when=when)
+        self.edits.extend(other.edits)
+        self.state_knockout = self.state_knockout or other.state_knockout
+        self.state_steering = self.state_steering or other.state_steering
+        self.allow_unfired = self.allow_unfired or other.allow_unfired
+        return self
+
+    def copy(self) -> "HookSpec":
+        return HookSpec().extend(self)
+
+    def __or__(self, other: "HookSpec") -> "HookSpec":
+        return self.copy().extend(other)
+
+    def is_empty(self) -> bool:
+        """Whether a run with this spec is a plain run."""
+        return not (self.num_captures() or self.edits or self.state_knockout or self.state_steering)
+
+    def num_captures(self) -> int:
+        """How many places are captured; a place in every layer counts once."""
+        return sum(map(len, self.captures.values()))
+
+    def num_interventions(self) -> int:
+        return len(self.edits)
+
+    def is_captured(self, where: str) -> bool:
+        return any(_covers(place, where) for places in self.captures.values() for place in places)
+
+    def interventions_at(self, where: str) -> Iterator[Intervention]:
+        """The edits at this place, in the order in which they apply."""
+        return (edit for place, edit in self.edits if _covers(place, where))
+
+    def has_intervention_at(self, where: str) -> bool:
+        return any(True for _ in self.interventions_at(where))
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` as JSON, with tensors beside it as safetensors."""
+        from torch_mi.hooks.saving import save_spec  # noqa: PLC0415 - saving builds specs
+
+        return save_spec(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> "HookSpec":
+        """Read what `save` wrote."""
+        from torch_mi.hooks.saving import load_spec  # noqa: PLC0415 - saving builds specs
+
+        return load_spec(path)
+
+    def __repr__(self) -> str:
+        parts = [f"at {place!r}: {edit!r}" for place, edit in self.edits]
+        for when, places in self.captures.items():
+            if places:
+                names = ", ".join(map(repr, places))
+                parts.append(f"capture {names}" + (" before edits" if when == "before" else ""))
+        parts += [repr(s) for s in (self.state_knockout, self.state_steering) if s is not None]
+        parts += ["edits may stay unfired"] if self.allow_unfired else []
+        return f"<HookSpec: {'; '.join(parts) or 'a plain run'}>"
+
+
+def _covers(place: Place, where: str) -> bool:
+    """Whether `place` is `where`, or is the same point in every layer."""
+    wanted = locate(where)
+    return place == wanted or (isinstance(wanted, Hook) and place is wanted.point)

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""One forward pass, watched: a spec resolved against a model and a run, and the taps it leaves.
+
+At one point the edits apply in the order of their registration; then the value that flows on is
+captured. A layer in which nothing is watched gets `silent`, which returns what it is given.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from torch_mi.errors import HookError, InterventionError
+from torch_mi.hooks.coordinates import Frame, Selection, select
+from torch_mi.hooks.interventions import Apply, Intervention
+from torch_mi.hooks.point import Hook, HookPoint, locate
+from torch_mi.hooks.spec import HookSpec, Place
+
+
+@runtime_checkable
+class Tap(Protocol):
+    """What a layer calls at each hook point: hands a value over, takes a value back."""
+
+    def __call__(self, point: HookPoint, x: Tensor, /) -> Tensor: ...
+    def watches(self, *points: HookPoint) -> bool:
+        """Whether anyone captures or edits one of these points here."""
+        ...
+
+    def edits(self, point: HookPoint) -> bool:
+        """Whether anyone edits this point here."""
+        ...
+
+
+class Silent:
+    """The tap of a layer nobody watches."""
+
+    def __call__(self, _: HookPoint, x: Tensor, /) -> Tensor:
+        return x
+
+    def watches(self, *_: HookPoint) -> bool:
+        return False
+
+    def edits(self, _: HookPoint) -> bool:
+        return False
+
+
+silent = Silent()
+
+
+class Receipt:
+    """What became of one edit: where it applied, how often, to what shape, how much it changed."""
+
+    def __init__(self, hook: Hook, edit: Intervention, shape: tuple[int, ...]) -> None:
+        self.hook, self.edit, self.shape, self.times = hook, edit, shape, 0
+        self._largest: Tensor | None = None
+
+    @property
+    def largest_change(self) -> float:
+        """The largest absolute change of any entry; 0 for an edit that changed nothing."""
+        return 0.0 if self._largest is None else float(self._largest)
+
+    def record(self, old: Tensor, new: Tensor) -> None:
+        self.times += 1
+        moved = torch.where(new == old, 0, new.detach() - old.detach()).abs().max()
+        self._largest = moved if self._largest is None else torch.maximum(self._largest, moved)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Receipt: {self.edit!r} at {self.hook} applied {self.times}× to "
+            f"{list(self.shape)}, largest change {self.largest_change:.4g}>"
+        )
+
+
+@dataclass
+class Site:
+    """Everything asked for at one hook of one run."""
+
+    hook: Hook
+    edits: list[tuple[Intervention, Selection | None, Receipt]] = field(
+        default_factory=list[tuple[Intervention, Selection | None, Receipt]]
+    )
+    before: bool = False
+    after: bool = False
+    reached: bool = False
+    value_before: Tensor | None = None
+    value: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.reached = True
+        if self.before:
+            self.value_before = x
+        for edit, selection, receipt in self.edits:
+            old = x if selection is None else selection.take(x)
+            new = edit.edit(old, self.hook)
+            receipt.record(old, new)
+            x = new if selection is None else selection.put(x, new)
+        if self.after:
+            self.value = x
+        return x
+
+
+class LayerTap:
+    """The tap of a layer in which something is watched."""
+
+    def __init__(self, sites: Mapping[HookPoint, Site]) -> None:
+        self._sites = sites
+
+    def __call__(self, point: HookPoint, x: Tensor, /) -> Tensor:
+        site = self._sites.get(point)
+        return x if site is None else site(x)
+
+    def watches(self, *points: HookPoint) -> bool:
+        return any(point in self._sites for point in points)
+
+    def edits(self, point: HookPoint) -> bool:
+        return point in self._sites and bool(self._sites[point].edits)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a model has to offer to a spec: its points, its depth, and which it only shows."""
+
+    points: frozenset[HookPoint]
+    n_layers: int
+    read_only: frozenset[HookPoint] = frozenset()
+    has_state: bool = False
+
+    def resolve(self, place: Place) -> list[Hook]:
+        """The hooks that `place` means in this model."""
+        point = place if isinstance(place, HookPoint) else place.point
+        if point not in self.points:
+            names = ", ".join(p.name for p in HookPoint if p in self.points)
+            raise HookError(f"this model has no {point.name}; it has {names}")
+        if isinstance(place, HookPoint):
+            return place.on(self.n_layers)
+        if place.layer is not None and place.layer >= self.n_layers:
+            raise HookError(
+                f"{place!r} is out of range: this model has layers 0 … {self.n_layers - 1}"
+            )
+        return [place]
+
+
+class Trace:
+    """The record of one run. `trace.tap(layer)` is all that a model's forward pass sees of it."""
+
+    def __init__(self, spec: HookSpec | None, offer: Offer, frame: Frame) -> None:
+        """Resolve and check `spec` before anything runs."""
+        self._sites: dict[Hook, Site] = {}
+        self._by_layer: dict[int | None, dict[HookPoint, Site]] = {}
+        self._layers = frame.layers
+        self.receipts: list[Receipt] = []
+        if spec is None or spec.is_empty():
+            return
+        if (spec.state_knockout or spec.state_steering) and not offer.has_state:
+            raise InterventionError(
+                "this model has no recurrent state to knock out or steer; "
+                "its attention is edited at AttnScores and AttnPattern"
+            )
+        for place in spec.captures["before"]:
+            for site in self._open(place, offer, frame):
+                site.before = True
+        for place in spec.captures["after"]:
+            for site in self._open(place, offer, frame):
+                site.after = True
+        for place, edit in spec.edits:
+            self._add_edit(place, edit, offer, frame, allow_unfired=spec.allow_unfired)
+
+    def tap(self, layer: int | None = None) -> Tap:
+        sites = self._by_layer.get(layer)
+        return silent if sites is None else LayerTap(sites)
+
+    def finish(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The captures, after and before edits. A hook that was not reached is an error."""
+        if missed := [str(hook) for hook, site in self._sites.items() if not site.reached]:
+            raise HookError(f"this run never came to {', '.join(missed)}")
+        sites = self._sites.items()
+        after = {str(h): s.value for h, s in sites if s.value is not None}
+        before = {str(h): s.value_before for h, s in sites if s.value_before is not None}
+        return after, before
+
+    def explicit_layers(self, *, everywhere: bool) -> list[int]:
+        """The layers whose attention ran step by step: those looked at, or all of the run's."""
+        if everywhere:
+            return list(self._layers)
+        looked_at = (HookPoint.AttnScores, HookPoint.AttnPattern)
+        layers = {hook.layer for hook in self._sites if hook.point in looked_at}
+        return sorted(layer for layer in layers if layer is not None)
+
+    def _open(self, place: Place, offer: Offer, frame: Frame) -> list[Site]:
+        """The sites for a place, in the layers that this run goes through."""
+        hooks = offer.resolve(place)
+        inside = [h for h in hooks if _reached_by(h, frame, offer.n_layers)]
+        if not inside:
+            raise HookError(f"{place!r} is outside this run, {_extent(frame, offer.n_layers)}")
+        return [self._site(hook) for hook in inside]
+
+    def _site(self, hook: Hook) -> Site:
+        if hook not in self._sites:
+            site = self._sites[hook] = Site(hook)
+            self._by_layer.setdefault(hook.layer, {})[hook.point] = site
+        return self._sites[hook]
+
+    def _add_edit(
+        self, place: Place, edit: Intervention, offer: Offer, frame: Frame, *, allow_unfired: bool
+    ) -> None:
+        point = place if isinstance(place, HookPoint) else place.point
+        if point in offer.read_only and point in offer.points:
+            editable = ", ".join(p.name for p in HookPoint if p in offer.points - offer.read_only)
+            raise InterventionError(
+                f"{point.name} can be captured but not edited in this model; "
+                f"{editable} can be edited"
+            )
+        hooks = offer.resolve(place)
+        inside = [h for h in hooks if _reached_by(h, frame, offer.n_layers)]
+        selection = None if edit.at is None else select(edit.at, point, frame)
+        fires = inside and (edit.at is None or selection is not None)
+        if not fires and not allow_unfired:
+            raise InterventionError(
+                f"{edit!r} at {place} would never apply in this run, "
+                f"{_extent(frame, offer.n_layers)}; HookSpec(allow_unfired=True) permits that"
+            )
+        shape = frame.shape(point) if selection is None else selection.shape
+        edit.check(point, shape)
+        for hook in inside if fires else ():
+            receipt = Receipt(hook, edit, shape)
+            self.receipts.append(receipt)
+            self._site(hook).edits.append((edit, selection, receipt))
+
+
+def _reached_by(hook: Hook, frame: Frame, n_layers: int) -> bool:
+    if hook.layer is not None:
+        return hook.layer in frame.layers
+    if hook.point in (HookPoint.Embed, HookPoint.PosEmbed):
+        return frame.layers.start == 0
+    return frame.layers.stop == n_layers
+
+
+def _extent(frame: Frame, n_layers: int) -> str:
+    whole = frame.layers == range(n_layers)
+    layers = "which goes through every layer"
+    if not whole:
+        layers = f"which goes through layers {frame.layers.start} … {frame.layers.stop - 1}"
+    return f"{layers}, positions {frame.seen} … {frame.seen + frame.pos - 1}"
+
+
+def depends_on_length(edit: Intervention, place: Place) -> bool:
+    """Whether an edit may act differently at the same position of a longer run.
+
+    Conservative: only edits at fixed positions, or everywhere alike, are known not to.
+    """
+    point = place if isinstance(place, HookPoint) else place.point
+    if isinstance(edit, Apply) or type(edit).__module__ != Apply.__module__:
+        return True
+    named = {} if edit.at is None else edit.at.named()
+    for axis in ("pos", "query", "key"):
+        index = named.get(axis)
+        if index is not None and not (isinstance(index, int) and index >= 0):
+            return True
+    free = [axis for axis in ("pos", "query", "key") if axis in point.axes and axis not in named]
+    tensors = [value for value in edit.values().values() if isinstance(value, Tensor)]
+    return bool(free) and any(_spans(value, point, free, named) for value in tensors)
+
+
+def _spans(
+    value: Tensor, point: HookPoint, free: Iterable[str], named: Mapping[str, object]
+) -> bool:
+    """Whether a value has more than one entry along one of the `free` axes."""
+    kept = [a for a in point.axes if not isinstance(named.get({"kv_head": "head"}.get(a, a)), int)]
+    for axis, size in zip(reversed(kept), reversed(value.shape), strict=False):
+        if axis in free and size != 1:
+            return True
+    return False

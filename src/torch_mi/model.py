@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The front door: a model, and the one call that runs it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from torch_mi.backends.protocol import MIBackend, Run
+from torch_mi.cache import HookCache, Prefix, Ran, Residual
+from torch_mi.errors import ModelError, TokenizerError
+from torch_mi.hooks.coordinates import Frame, Text
+from torch_mi.hooks.point import Hook, HookPoint
+from torch_mi.hooks.spec import HookSpec
+from torch_mi.hooks.trace import Offer, Trace, silent
+from torch_mi.manifest import Manifest, describe_spec, fingerprint, versions
+from torch_mi.prompts import Batch, Prompt, read_prompt
+from torch_mi.types import Carry, Logits, Tokens
+
+if TYPE_CHECKING:
+    from torch_mi.generate import GenerationResult
+    from torch_mi.tokens.tokenizer import MITokenizer
+
+AttentionMode = Literal["auto", "explicit"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from."""
+
+    model_id: str
+    family: str
+    revision: str | None = None
+    eos_ids: tuple[int, ...] = ()
+    tokenizer_problem: str = "this model was made without a tokenizer"
+    """Why there is no tokenizer, if there is none."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """How one run goes: what is watched, what came before, which layers, what is kept."""
+
+    run: Run
+    trace: Trace
+    prefix: Prefix
+    layers: range
+    keep: bool
+    ends: bool
+
+
+class MIModel:
+    """A model you can look inside: a backend, a tokenizer, and one way to run them."""
+
+    def __init__(
+        self,
+        backend: MIBackend,
+        tokenizer: "MITokenizer | None" = None,
+        origin: Origin | None = None,
+    ) -> None:
+        self.backend = backend
+        self.origin = origin or Origin("unnamed", "custom")
+        self._tokenizer = tokenizer
+        self._offer = Offer(backend.hook_points, backend.n_layers, backend.read_only)
+
+    @staticmethod
+    def from_pretrained(  # noqa: PLR0913 - the signature that everyone knows
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        token: str | None = None,
+        local_files_only: bool = False,
+    ) -> "MIModel":
+        """Load a model from the Hub, a folder, or the package (`"demo"`).
+
+        `device` is the first GPU if there is one, unless given. Runs no code from the model.
+        """
+        from torch_mi.loading import Request, load  # noqa: PLC0415 - loading builds models
+
+        request = Request(revision, token, local_files_only)
+        return load(source, request, None if device is None else torch.device(device), dtype)
+
+    @staticmethod
+    def from_hf(hf_model: Any, tokenizer: Any = None) -> "MIModel":  # noqa: ANN401
+        """Wrap a `transformers` model that is in memory; the two share their parameters."""
+        from torch_mi.loading import adopt  # noqa: PLC0415 - loading builds models
+
+        return adopt(hf_model, tokenizer)
+
+    def forward(  # noqa: PLR0913 - the one door
+        self,
+        start: "Prompt | Residual",
+        spec: HookSpec | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        after: Prefix | None = None,
+        stop: int | None = None,
+        attention: AttentionMode = "auto",
+        grad: bool = False,
+    ) -> HookCache:
+        """Run from a prompt or a residual stream, to the logits or to the door of layer `stop`.
+
+        `start` is text, token ids [pos] or [batch pos], a list of either, or a `Residual`. Texts
+        of different lengths are padded on the left. `attention_mask` [batch pos] is true (1) at
+        real tokens; `position_ids` [batch pos] are counted from the mask unless given.
+        `after` is a prefix already run; given one, even an empty one, the result has the prefix
+        that this run leaves behind. `attention="explicit"` never uses a fused kernel, for results
+        that are the same to the last bit whether or not anyone looks. With `grad`, every tensor
+        can be differentiated.
+        """
+        if attention not in ("auto", "explicit"):
+            raise ModelError(f"attention={attention!r} is neither 'auto' nor 'explicit'")
+        prefix = after or Prefix()
+        layers = self._layers(start, stop)
+        batch = self._read(start, attention_mask, position_ids, prefix)
+        frame = self._frame(batch, prefix, layers)
+        trace = Trace(spec, self._offer, frame)
+        explicit = attention == "explicit"
+        run = Run(batch.positions, prefix.seen, batch.padding, explicit)
+        passing = _Pass(run, trace, prefix, layers, keep=after is not None, ends=stop is None)
+        with torch.set_grad_enabled(grad):
+            try:
+                end, carries = self._through(start, batch, passing)
+            except torch.OutOfMemoryError as cause:
+                raise ModelError(
+                    f"out of memory running {frame.batch} × {frame.pos} tokens; use fewer at a "
+                    "time, capture less, or load with dtype=torch.bfloat16"
+                ) from cause
+        captured, before = trace.finish()
+        return HookCache(
+            Ran(
+                end,
+                captured,
+                before,
+                tuple(trace.receipts),
+                batch.tokens,
+                batch.real,
+                None if after is None else batch.follow(prefix, carries),
+                lambda: self._manifest(batch, spec, attention, trace),
+            )
+        )
+
+    __call__ = forward
+
+    def run_with_cache(
+        self, prompt: Prompt, names: "str | Sequence[str] | None" = None
+    ) -> tuple[Logits, HookCache]:
+        """Logits and cache, as TransformerLens returns them; `names` limits what is captured."""
+        every: Sequence[str] = [p for p in HookPoint if p in self.backend.hook_points]
+        wanted = [names] if isinstance(names, str) else every if names is None else names
+        cache = self.forward(prompt, HookSpec().capture(*wanted))
+        return cache.output, cache
+
+    def encode(self, text: str | Sequence[str]) -> Tokens:
+        """Token ids [batch pos] of a text, or of texts that come out equally long."""
+        batch = read_prompt(text, self.tokenizer)
+        if batch.real is not None:
+            lengths = batch.real.sum(1).tolist()
+            raise TokenizerError(
+                f"these texts are {lengths} tokens long; give the list to forward(), which pads it"
+            )
+        return batch.tokens.to(self.device)
+
+    def decode(self, tokens: Tensor | Sequence[int] | int) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(tokens)
+
+    def to_str_tokens(self, prompt: Prompt) -> list[str]:
+        """The pieces of text that the tokens of one prompt stand for."""
+        batch = read_prompt(prompt, self._tokenizer)
+        if len(batch.tokens) != 1:
+            raise TokenizerError(f"to_str_tokens takes one prompt, got {len(batch.tokens)}")
+        return self.tokenizer.to_str_tokens(batch.rows()[0])
+
+    def project_to_vocab(self, hidden: Tensor) -> Tensor:
+        """Logits [... vocab] of residual-stream vectors [... d_model]: final norm, unembedding
+        and final soft-cap. The last layer's `ResidPost` gives the model's own logits.
+        """
+        if hidden.shape[-1:] != (self.hidden_size,):
+            raise ModelError(
+                f"project_to_vocab needs vectors of {self.hidden_size}, got {list(hidden.shape)}"
+            )
+        flat = hidden.reshape(1, -1, self.hidden_size).to(self.device, self.dtype)
+        logits = self.backend.unembed(flat, silent)
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    def embedding_vector(self, token: int | str) -> Tensor:
+        """A token's row [d_model] of the embedding matrix, before any embedding scale."""
+        return self.backend.embedding[self.token_id(token)]
+
+    def unembedding_vector(self, token: int | str) -> Tensor:
+        """A token's direction [d_model] in the unembedding matrix."""
+        return self.backend.unembedding[self.token_id(token)]
+
+    def token_id(self, token: int | str) -> int:
+        """The id of a word that is one token, or the id itself, checked."""
+        found = self.tokenizer.find_token_id(token) if isinstance(token, str) else int(token)
+        if not 0 <= found < self.vocab_size:
+            raise TokenizerError(f"token id {found} is out of range: 0 … {self.vocab_size - 1}")
+        return found
+
+    def generate(  # noqa: PLR0913 - sampling is made of choices
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 20,
+        spec: HookSpec | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop_tokens: Sequence[int | str] | None = None,
+        use_cache: bool | None = None,
+    ) -> "GenerationResult":
+        """Continue one prompt, with the edits of `spec` applied at every step.
+
+        Greedy at `temperature=0`. Stops after one of `stop_tokens` (the model's own end tokens
+        unless given), which is not part of the text. `use_cache=None` carries keys and values over
+        exactly when the result is that of running the whole text again, and runs it again
+        otherwise; `True` and `False` force one or the other. `mi.stream` yields step by step.
+        """
+        from torch_mi.generate import Generation, Sampling  # noqa: PLC0415 - it runs models
+
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        stops = None if stop_tokens is None else [self.token_id(t) for t in stop_tokens]
+        return Generation(self, prompt, spec, sampling, stops, use_cache).finish(max_new_tokens)
+
+    @property
+    def tokenizer(self) -> "MITokenizer":
+        """The tokenizer; an error that says why, if there is none."""
+        if self._tokenizer is None:
+            raise TokenizerError(f"no tokenizer: {self.origin.tokenizer_problem}")
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
+
+    @property
+    def num_layers(self) -> int:
+        return self.backend.n_layers
+
+    @property
+    def hidden_size(self) -> int:
+        return self.backend.sizes["d_model"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.sizes["vocab"]
+
+    @property
+    def num_heads(self) -> int:
+        return self.backend.sizes["head"]
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.backend.sizes["kv_head"]
+
+    @property
+    def head_dim(self) -> int:
+        return self.backend.sizes["d_head"]
+
+    @property
+    def device(self) -> torch.device:
+        return self.backend.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backend.dtype
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401 - each backend has its own
+        """The backend's configuration."""
+        return self.backend.cfg
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for _, p in self.backend.named_parameters())
+
+    @property
+    def hooks(self) -> Mapping[Hook, tuple[int | str, ...]]:
+        """Every place this model offers, with its shape; what a run decides stays a name."""
+        sizes = {"one": 1, **self.backend.sizes}
+        points = [p for p in HookPoint if p in self.backend.hook_points]
+        return {
+            hook: tuple(sizes.get(axis, axis) for axis in hook.point.axes)
+            for point in points
+            for hook in point.on(self.num_layers)
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest that tells these weights from others."""
+        return fingerprint(self.backend.named_parameters())
+
+    def __repr__(self) -> str:
+        heads = f"{self.num_heads} heads"
+        if self.num_kv_heads != self.num_heads:
+            heads += f" ({self.num_kv_heads} for keys and values)"
+        return (
+            f"<MIModel {self.origin.model_id!r} ({self.origin.family}): {self.num_layers} layers, "
+            f"d_model {self.hidden_size}, {heads}, vocabulary {self.vocab_size}, "
+            f"{self.num_parameters / 1e6:,.1f} M parameters, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}>"
+        )
+
+    def _layers(self, start: "Prompt | Residual", stop: int | None) -> range:
+        first = start.layer if isinstance(start, Residual) else 0
+        last = self.num_layers if stop is None else stop
+        if not 0 <= first <= last <= self.num_layers:
+            raise ModelError(
+                f"a run from layer {first} to the door of layer {last} is not possible: "
+                f"this model has layers 0 … {self.num_layers - 1}"
+            )
+        return range(first, last)
+
+    def read_prompt(self, prompt: Prompt) -> Batch:
+        """A prompt of any kind as token ids, padded on the left where lengths differ."""
+        batch = read_prompt(prompt, self._tokenizer, self.origin.tokenizer_problem)
+        batch.check_ids(self.vocab_size)
+        return batch
+
+    def text_of(self, ids: list[int]) -> Text:
+        """The text of token ids and the stretch of it that each of them covers."""
+        return self.tokenizer.decode(ids), self.tokenizer.offsets_of(ids).offsets
+
+    def _read(
+        self,
+        start: "Prompt | Residual",
+        mask: Tensor | None,
+        positions: Tensor | None,
+        prefix: Prefix,
+    ) -> Batch:
+        """The prompt as tokens on the model's device, with padding and positions settled."""
+        if isinstance(start, Residual):
+            if start.x.ndim != 3 or start.x.shape[-1] != self.hidden_size:  # noqa: PLR2004
+                raise ModelError(
+                    f"a Residual holds [batch pos {self.hidden_size}], got {list(start.x.shape)}"
+                )
+            batch = Batch.blank(start.x.shape[0], start.x.shape[1])
+        else:
+            batch = self.read_prompt(start)
+        return batch.place(mask, positions, prefix, self.device)
+
+    def _frame(self, batch: Batch, prefix: Prefix, layers: range) -> Frame:
+        rows, pos = batch.shape
+        real = batch.padding
+        columns = None
+        if real is not None:
+            columns = tuple(tuple(row.nonzero().flatten().tolist()) for row in real.cpu())
+        text = None
+        if self._tokenizer is not None and batch.known:
+            rows_of = batch.with_prefix(prefix).rows
+            text = lambda row: self.text_of(rows_of()[row])  # noqa: E731
+        return Frame(rows, pos, prefix.seen, self.backend.sizes, layers, columns, text)
+
+    def _through(
+        self, start: "Prompt | Residual", batch: Batch, p: "_Pass"
+    ) -> tuple[Tensor | Residual, dict[int, Carry]]:
+        """The only loop over layers."""
+        shared = self.backend.begin(p.run)
+        if isinstance(start, Residual):
+            x = start.x.to(self.device, self.dtype)
+        else:
+            x = self.backend.embed(batch.tokens, shared, p.trace.tap())
+        carries: dict[int, Carry] = {}
+        for layer in p.layers:
+            past = p.prefix.carries.get(layer, ())
+            x, carry = self.backend.block(layer, x, shared, p.trace.tap(layer), past)
+            if p.keep:
+                carries[layer] = carry
+        end = self.backend.unembed(x, p.trace.tap()) if p.ends else Residual(p.layers.stop, x)
+        return end, carries
+
+    def _manifest(
+        self, batch: Batch, spec: HookSpec | None, attention: AttentionMode, trace: Trace
+    ) -> Manifest:
+        return Manifest(
+            model_id=self.origin.model_id,
+            revision=self.origin.revision,
+            weights=self.fingerprint,
+            tokens=batch.rows() if batch.known else None,
+            spec=describe_spec(spec),
+            attention=attention,
+            explicit_layers=trace.explicit_layers(
+                everywhere=attention == "explicit" or self.backend.always_explicit
+            ),
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=str(self.device),
+            versions=versions(),
+        )
+

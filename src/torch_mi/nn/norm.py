@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""RMS norm and layer norm, with their denominator and normalised value on show."""
+
+import torch
+from torch import nn
+
+from torch_mi.config.transformer import NormType, TransformerConfig
+from torch_mi.hooks.point import HookPoint
+from torch_mi.hooks.trace import Tap
+from torch_mi.types import Resid
+
+
+class Norm(nn.Module):
+    """Division by the root mean square, after the mean is taken off in a layer norm."""
+
+    def __init__(
+        self,
+        cfg: TransformerConfig,
+        scale: HookPoint | None = None,
+        normalized: HookPoint | None = None,
+    ) -> None:
+        """A norm with gain one, tapped at the two points if they are given."""
+        super().__init__()
+        self.kind, self.eps = cfg.norm_type, cfg.norm_eps
+        self.scale, self.normalized = scale, normalized
+        self.weight = nn.Parameter(torch.ones(cfg.hidden_size))
+        centred = self.kind is NormType.Layer
+        self.bias = nn.Parameter(torch.zeros(cfg.hidden_size)) if centred else None
+
+    def forward(self, x: Resid, tap: Tap) -> Resid:
+        """The norm of `x`, computed in float32."""
+        h = x.float()
+        if self.kind is NormType.Layer:
+            h = h - h.mean(-1, keepdim=True)
+        mean_square = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square() / h.shape[-1]
+        denominator = (mean_square + self.eps).sqrt()
+        if self.scale is None or self.normalized is None:
+            return self.gain(h / denominator, x)
+        denominator = tap(self.scale, denominator)
+        return self.gain(tap(self.normalized, h / denominator), x)
+
+    def gain(self, h: Resid, like: Resid) -> Resid:
+        """Gain and bias; families differ in where low precision rounds."""
+        match self.kind:
+            case NormType.Rms:
+                return self.weight * h.to(like)
+            case NormType.RmsPlusOne:
+                return (h * (1 + self.weight.float())).to(like)
+            case NormType.Layer:
+                bias = 0 if self.bias is None else self.bias
+                return (h * self.weight + bias).to(like)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Prompts of every kind, as padded token batches with positions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from torch_mi.cache import Prefix
+from torch_mi.errors import ModelError, TokenizerError
+from torch_mi.types import Carry
+
+if TYPE_CHECKING:
+    from torch_mi.tokens.tokenizer import MITokenizer
+
+Prompt = str | Tensor | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+
+
+class _HasIds(Protocol):
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Token ids [batch pos] of one run; which are real; and, with a prefix, where they stand."""
+
+    tokens: Tensor
+    real: Tensor | None = None
+    """Where tokens of this run [batch pos] are not padding; `None` if all are real."""
+    padding: Tensor | None = None
+    """The same for the prefix and this run together [batch seen+pos]."""
+    positions: Tensor = torch.empty(0)
+    known: bool = True
+    """Whether there are tokens at all: a run may start from a residual stream."""
+
+    @staticmethod
+    def blank(batch: int, pos: int) -> "Batch":
+        """A batch of this shape without tokens."""
+        return Batch(torch.zeros(batch, pos, dtype=torch.long), known=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.tokens.shape[0], self.tokens.shape[1]
+
+    def rows(self) -> list[list[int]]:
+        """The token ids of each row, padding left out."""
+        tokens = self.tokens.tolist()
+        if self.real is None:
+            return tokens
+        keep = self.real.tolist()
+        return [[t for t, k in zip(row, ks, strict=True) if k] for row, ks in zip(tokens, keep, strict=True)]
+
+    def check_ids(self, vocab: int) -> None:
+        low, high = int(self.tokens.min()), int(self.tokens.max())
+        if low < 0 or high >= vocab:
+            raise ModelError(
+                f"token id {low if low < 0 else high} is out of range: the model has 0 … {vocab - 1}"
+            )
+
+    def place(
+        self, mask: Tensor | None, positions: Tensor | None, prefix: Prefix, device: torch.device
+    ) -> "Batch":
+        """This batch on a device, after a prefix, with padding and positions settled."""
+        batch, pos = self.shape
+        if prefix.tokens is not None and len(prefix.tokens) != batch:
+            raise ModelError(f"the prefix has {len(prefix.tokens)} rows, the prompt {batch}")
+        real = self.real if mask is None else _read_mask(mask, self.shape)
+        real = None if real is None else real.to(device)
+        padding = _joined(prefix.real, real, batch, prefix.seen, pos, device)
+        if positions is None:
+            positions = _counted(padding, prefix, pos, device)
+        elif positions.shape not in ((batch, pos), (1, pos), (pos,)):
+            raise ModelError(
+                f"position_ids are {list(positions.shape)}, tokens are [{batch}, {pos}]"
+            )
+        positions = positions.reshape(-1, pos).to(device, torch.long)
+        if int(positions.min()) < 0:
+            raise ModelError(f"position id {int(positions.min())} is negative")
+        return Batch(self.tokens.to(device), real, padding, positions, self.known)
+
+    def with_prefix(self, prefix: Prefix) -> "Batch":
+        """This batch with the prefix's tokens in front."""
+        if prefix.tokens is None:
+            return self
+        return replace(self, tokens=torch.cat([prefix.tokens, self.tokens], 1), real=self.padding)
+
+    def follow(self, prefix: Prefix, carries: Mapping[int, Carry]) -> Prefix:
+        """The prefix that a run of this batch leaves behind."""
+        rows = self.tokens.shape[0]
+        here = self.positions.expand(rows, -1)
+        before = here[:, :0] if prefix.positions is None else prefix.positions
+        return Prefix(
+            carries, self.with_prefix(prefix).tokens, torch.cat([before, here], 1), self.padding
+        )
+
+
+def read_prompt(
+    prompt: object, tokenizer: "MITokenizer | None", why_none: str = "no tokenizer was given"
+) -> Batch:
+    """A prompt as a batch; texts or id lists of different lengths are padded on the left."""
+    if isinstance(prompt, Tensor):
+        return Batch(_read_tensor(prompt))
+    if isinstance(prompt, str):
+        return Batch(torch.tensor([_encode(prompt, tokenizer, why_none)]))
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise ModelError(
+            f"a prompt is text, token ids [pos] or [batch pos], or a list of either, not {prompt!r}"
+        )
+    items = cast("Sequence[object]", prompt)
+    if all(isinstance(item, int) for item in items):
+        return Batch(torch.tensor([items]))
+    return _pad([_row(item, tokenizer, why_none) for item in items], tokenizer)
+
+
+def _row(item: object, tokenizer: "MITokenizer | None", why_none: str) -> list[int]:
+    if isinstance(item, str):
+        return _encode(item, tokenizer, why_none)
+    if isinstance(item, Tensor) and item.ndim == 1:
+        return _read_tensor(item)[0].tolist()
+    if isinstance(item, Sequence) and item:
+        ids = list(cast("Sequence[object]", item))
+        if all(isinstance(i, int) for i in ids):
+            return cast("list[int]", ids)
+    raise ModelError(f"{item!r} in a list of prompts is neither text nor token ids")
+
+
+def _encode(text: str, tokenizer: "_HasIds | None", why_none: str) -> list[int]:
+    if tokenizer is None:
+        raise TokenizerError(f"text needs a tokenizer, and {why_none}; give token ids")
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise TokenizerError("an empty text has no tokens, and this tokenizer adds none")
+    return ids
+
+
+def _read_tensor(tokens: Tensor) -> Tensor:
+    if tokens.dtype.is_floating_point or tokens.dtype in (torch.bool, torch.complex64):
+        raise ModelError(f"token ids are integers, got a tensor of {tokens.dtype}")
+    if tokens.ndim not in (1, 2) or 0 in tokens.shape:
+        raise ModelError(f"token ids are [pos] or [batch pos], got shape {list(tokens.shape)}")
+    return tokens.reshape(-1, tokens.shape[-1]).long()
+
+
+def _pad(rows: list[list[int]], tokenizer: "MITokenizer | None") -> Batch:
+    longest = max(map(len, rows))
+    if all(len(row) == longest for row in rows):
+        return Batch(torch.tensor(rows))
+    filler = (tokenizer.pad_id if tokenizer is not None else None) or 0
+    tokens = [[filler] * (longest - len(row)) + row for row in rows]
+    real = [[False] * (longest - len(row)) + [True] * len(row) for row in rows]
+    return Batch(torch.tensor(tokens), torch.tensor(real))
+
+
+def _read_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor | None:
+    if tuple(mask.shape) != shape:
+        raise ModelError(f"attention_mask is {list(mask.shape)}, tokens are {list(shape)}")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ModelError("attention_mask holds 1 (or True) at real tokens and 0 at padding only")
+    real = mask.bool()
+    empty = (~real.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ModelError(f"row {empty[0]} of attention_mask has no real token")
+    return None if bool(real.all()) else real
+
+
+def _joined(  # noqa: PLR0913
+    before: Tensor | None,
+    here: Tensor | None,
+    batch: int,
+    seen: int,
+    pos: int,
+    device: torch.device,
+) -> Tensor | None:
+    """Where the prefix and this run together are real."""
+    if before is None and here is None:
+        return None
+    ones = torch.ones(batch, seen + pos, dtype=torch.bool, device=device)
+    before = ones[:, :seen] if before is None else before
+    return torch.cat([before, ones[:, :pos] if here is None else here], 1)
+
+
+def _counted(padding: Tensor | None, prefix: Prefix, pos: int, device: torch.device) -> Tensor:
+    """Positions counted on from the prefix, padding left out."""
+    if padding is None and prefix.positions is None:
+        return torch.arange(pos, device=device)[None]
+    if prefix.positions is None:
+        assert padding is not None  # noqa: S101 - one of the two is there
+        return (padding.long().cumsum(1) - 1).clamp(min=0)
+    here = torch.ones(len(prefix.positions), pos, dtype=torch.long, device=device)
+    if padding is not None:
+        here = padding[:, prefix.seen :].long()
+    last = prefix.positions
+    if prefix.real is not None:
+        last = last.masked_fill(~prefix.real, -1)
+    return (last.amax(1, keepdim=True) + here.cumsum(1)).clamp(min=0)

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The tensors that cross a border, with their shapes (run as checks in the tests only)."""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Tokens = Int[Tensor, "batch pos"]
+Resid = Float[Tensor, "batch pos d_model"]
+Heads = Float[Tensor, "batch pos head d_head"]
+Logits = Float[Tensor, "batch pos vocab"]
+Mask = Bool[Tensor, "batch pos"]
+
+Carry = tuple[Tensor, ...]
+"""What a layer hands from earlier tokens to later ones: keys and values, or a recurrent state."""
