@@ -9,9 +9,9 @@ import argparse
 import hashlib
 import random
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 
 from training.facts import RELATIONS, Relation
 from training.words import (
@@ -44,6 +44,8 @@ class Document:
 
     kind: str
     text: str
+    chance: int = 0
+    """How many words at the beginning were drawn at random, so that none can be foretold."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,8 @@ def documents(seed: int) -> Iterator[Document]:
     kinds, weights = list(MIXTURE), [share for share, _ in MIXTURE.values()]
     while True:
         kind = rng.choices(kinds, weights)[0]
-        yield Document(kind, MIXTURE[kind][1](rng))
+        text = MIXTURE[kind][1](rng)
+        yield Document(kind, text, len(set(text.split())) if kind == "repeat" else 0)
 
 
 def fact_questions(*, held_out: bool = True) -> list[Question]:
@@ -294,19 +297,15 @@ def couplet_questions(seed: int, count: int) -> list[tuple[str, str, tuple[str, 
     return found
 
 
-def leaks(texts: Sequence[str]) -> list[str]:
+def leaks(texts: Iterable[str]) -> list[str]:
     """Texts that show what is held out: a fact's hidden sentence, a pair, or a first line."""
-    hidden = {
-        say(t, x, r.facts[x]) for r, x in FACTS for t in held_out_templates(r, x)
-    }
+    hidden = {say(t, x, r.facts[x]) for r, x in FACTS for t in held_out_templates(r, x)}
     return [text for text in texts if sentences(text) & hidden or meets(text) or opens(text)]
 
 
 def sentences(text: str) -> set[str]:
-    """Each sentence of `text`, and each two neighbours (questions are answered in the next)."""
-    single = [s if s.endswith("?") else s + "." for s in text.replace("? ", "?. ").split(". ")]
-    single = [s.removesuffix(".") + "." if not s.endswith("?") else s for s in single]
-    return {*single, *(f"{a} {b}" for a, b in pairwise(single))}
+    """The sentences of `text`; a question and its answer count as one."""
+    return {part.removesuffix(".") + "." for part in text.split(". ")}
 
 
 def meets(text: str) -> bool:

@@ -10,36 +10,40 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from torch_mi.cache import HookCache, Prefix, Residual
-    from torch_mi.config.transformer import TransformerConfig
-    from torch_mi.errors import (
-        ConfigError,
-        DownloadError,
-        FileError,
-        HookError,
-        InterventionError,
-        MemoryForecastError,
-        MIError,
-        ModelError,
-        TokenizerError,
-    )
-    from torch_mi.generate import GenerationResult, stream
-    from torch_mi.hooks.coordinates import At, Span, Token
-    from torch_mi.hooks.interventions import (
-        Add,
-        Apply,
-        Intervention,
-        Knockout,
-        Replace,
-        Scale,
-        Zero,
-    )
-    from torch_mi.hooks.point import Hook, HookPoint
-    from torch_mi.hooks.spec import HookSpec
-    from torch_mi.hooks.states import StateKnockoutSpec, StateSteeringSpec
-    from torch_mi.manifest import Manifest
-    from torch_mi.model import MIModel
-    from torch_mi.sampling import extract_token_prob, sample_token
+    from torch_mi.cache import HookCache as HookCache
+    from torch_mi.cache import Prefix as Prefix
+    from torch_mi.cache import Residual as Residual
+    from torch_mi.config.transformer import TransformerConfig as TransformerConfig
+    from torch_mi.errors import ConfigError as ConfigError
+    from torch_mi.errors import DownloadError as DownloadError
+    from torch_mi.errors import FileError as FileError
+    from torch_mi.errors import HookError as HookError
+    from torch_mi.errors import InterventionError as InterventionError
+    from torch_mi.errors import MemoryForecastError as MemoryForecastError
+    from torch_mi.errors import MIError as MIError
+    from torch_mi.errors import ModelError as ModelError
+    from torch_mi.errors import TokenizerError as TokenizerError
+    from torch_mi.generate import GenerationResult as GenerationResult
+    from torch_mi.generate import stream as stream
+    from torch_mi.hooks.coordinates import At as At
+    from torch_mi.hooks.coordinates import Span as Span
+    from torch_mi.hooks.coordinates import Token as Token
+    from torch_mi.hooks.interventions import Add as Add
+    from torch_mi.hooks.interventions import Apply as Apply
+    from torch_mi.hooks.interventions import Intervention as Intervention
+    from torch_mi.hooks.interventions import Knockout as Knockout
+    from torch_mi.hooks.interventions import Replace as Replace
+    from torch_mi.hooks.interventions import Scale as Scale
+    from torch_mi.hooks.interventions import Zero as Zero
+    from torch_mi.hooks.point import Hook as Hook
+    from torch_mi.hooks.point import HookPoint as HookPoint
+    from torch_mi.hooks.spec import HookSpec as HookSpec
+    from torch_mi.hooks.states import StateKnockoutSpec as StateKnockoutSpec
+    from torch_mi.hooks.states import StateSteeringSpec as StateSteeringSpec
+    from torch_mi.manifest import Manifest as Manifest
+    from torch_mi.model import MIModel as MIModel
+    from torch_mi.sampling import extract_token_prob as extract_token_prob
+    from torch_mi.sampling import sample_token as sample_token
 
 _HOME = {
     "cache": ["HookCache", "Prefix", "Residual"],

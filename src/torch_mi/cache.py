@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_mi.errors import HookError, did_you_mean
 from torch_mi.hooks.point import Hook, HookPoint, locate
-from torch_mi.hooks.trace import Receipt
+from torch_mi.hooks.trace import Captured, Receipt
 from torch_mi.manifest import Manifest
 from torch_mi.types import Carry, Logits, Resid
 
@@ -47,13 +47,22 @@ class Ran:
     """The parts of a run that a cache is made of."""
 
     end: Tensor | Residual
-    after: Mapping[str, Tensor]
-    before: Mapping[str, Tensor]
+    after: dict[str, Captured]
+    before: dict[str, Captured]
     receipts: tuple[Receipt, ...]
     tokens: Tensor | None
     real: Tensor | None
     prefix: Prefix | None
     manifest: Callable[[], Manifest]
+
+
+def _made(captures: dict[str, Captured], name: str) -> Tensor:
+    """A capture; one that was kept as a recipe is made now and kept."""
+    value = captures[name]
+    if not isinstance(value, Tensor):
+        with torch.no_grad():
+            value = captures[name] = value()
+    return value
 
 
 class HookCache(Mapping[str, Tensor]):
@@ -92,7 +101,7 @@ class HookCache(Mapping[str, Tensor]):
     @property
     def before(self) -> Mapping[str, Tensor]:
         """Captures taken with `when="before"`, by name."""
-        return self._ran.before
+        return {name: _made(self._ran.before, name) for name in self._ran.before}
 
     @property
     def receipts(self) -> tuple[Receipt, ...]:
@@ -116,8 +125,8 @@ class HookCache(Mapping[str, Tensor]):
 
     def get(self, where: str, default: Tensor | None = None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride] - no other default makes sense
         """The capture at this place, or `default`; a misspelt name is an error all the same."""
-        found = self._ran.after.get(where)
-        return self._ran.after.get(Hook.parse(where), default) if found is None else found
+        name = where if where in self._ran.after else Hook.parse(where)
+        return _made(self._ran.after, name) if name in self._ran.after else default
 
     def require(self, where: str) -> Tensor:
         """The capture at this place."""
@@ -126,7 +135,7 @@ class HookCache(Mapping[str, Tensor]):
     def stack(self, point: str) -> Tensor:
         """A point's captures in every layer, stacked along a new first axis."""
         place = locate(point)
-        found = [x for name, x in self._ran.after.items() if Hook.parse(name).point is place]
+        found = [self[name] for name in self if Hook.parse(name).point is place]
         if not isinstance(place, HookPoint) or not found:
             raise HookError(f"no layer's {point} was captured in this run")
         return torch.stack(found)
@@ -138,12 +147,14 @@ class HookCache(Mapping[str, Tensor]):
         """The same with every tensor on `device`."""
         ran = self._ran
         end = ran.end
-        moved = Residual(end.layer, end.x.to(device)) if isinstance(end, Residual) else end.to(device)
+        moved = (
+            Residual(end.layer, end.x.to(device)) if isinstance(end, Residual) else end.to(device)
+        )
         return HookCache(
             Ran(
                 moved,
-                {name: x.to(device) for name, x in ran.after.items()},
-                {name: x.to(device) for name, x in ran.before.items()},
+                {name: x.to(device) for name, x in self.items()},
+                {name: x.to(device) for name, x in self.before.items()},
                 ran.receipts,
                 None if ran.tokens is None else ran.tokens.to(device),
                 None if ran.real is None else ran.real.to(device),

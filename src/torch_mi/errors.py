@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Every error this library raises on purpose.
 
-    MIError
-    ├── ConfigError          a config.json says something this library does not model
-    ├── ModelError           weights: a missing, extra or misshapen tensor; a run that cannot be
-    ├── HookError            a hook point is misspelt, absent from this model, or was not captured
-    ├── InterventionError    an edit does not fit the activation it is aimed at
-    ├── TokenizerError       text or token ids that this tokenizer cannot serve
-    ├── FileError            a file is absent, broken or would be half-written
-    ├── DownloadError        the Hub could not be reached, or refused
-    └── MemoryForecastError  the machine does not have the memory this would need
+MIError
+├── ConfigError          a config.json says something this library does not model
+├── ModelError           weights: a missing, extra or misshapen tensor; a run that cannot be
+├── HookError            a hook point is misspelt, absent from this model, or was not captured
+├── InterventionError    an edit does not fit the activation it is aimed at
+├── TokenizerError       text or token ids that this tokenizer cannot serve
+├── FileError            a file is absent, broken or would be half-written
+├── DownloadError        the Hub could not be reached, or refused
+└── MemoryForecastError  the machine does not have the memory this would need
 """
 
 import difflib

@@ -4,7 +4,7 @@
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -90,7 +90,7 @@ class GenerationResult:
 class Generation:
     """A text being continued, one token at a time."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         model: "MIModel",
         prompt: Prompt,
@@ -198,7 +198,9 @@ def stream(  # noqa: PLR0913 - sampling is made of choices
     seed: int | None = None,
 ) -> Iterator[str]:
     """The continuation of one prompt, piece by piece as it is made; together they are its text."""
-    generation = Generation(model, prompt, spec, Sampling(temperature, top_k, top_p, seed), None, None)
+    generation = Generation(
+        model, prompt, spec, Sampling(temperature, top_k, top_p, seed), None, None
+    )
     if len(generation.new) != 1:
         raise ModelError(f"stream continues one prompt, got {len(generation.new)}")
     shown = ""
@@ -228,7 +230,8 @@ def _pinned(spec: HookSpec, batch: Batch, model: "MIModel") -> HookSpec:
         named = {} if edit.at is None else edit.at.named()
         if any(isinstance(value, Token | Span) for value in named.values()):
             texts = texts or [model.text_of(row) for row in batch.rows()]
-            at = At(**{k: _numbered(v, texts) for k, v in named.items()})
+            fixed = {name: _numbered(value, texts) for name, value in named.items()}
+            at = At(**cast("dict[str, Any]", fixed))
             pinned.edits[i] = (place, replace(edit, at=at))
     return pinned
 

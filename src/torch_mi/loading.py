@@ -66,7 +66,7 @@ def load(
     return MIModel(backend, tokenizer, origin)
 
 
-def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:  # noqa: ANN401 - transformers' own
+def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:
     """An in-memory `transformers` model under our hooks; the two share their parameters."""
     try:
         raw = cast("dict[str, object]", hf_model.config.to_dict())

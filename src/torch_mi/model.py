@@ -19,7 +19,7 @@ from torch_mi.hooks.spec import HookSpec
 from torch_mi.hooks.trace import Offer, Trace, silent
 from torch_mi.manifest import Manifest, describe_spec, fingerprint, versions
 from torch_mi.prompts import Batch, Prompt, read_prompt
-from torch_mi.types import Carry, Logits, Tokens
+from torch_mi.types import Carry, Logits, Tokens, numbers
 
 if TYPE_CHECKING:
     from torch_mi.generate import GenerationResult
@@ -67,7 +67,7 @@ class MIModel:
         self._offer = Offer(backend.hook_points, backend.n_layers, backend.read_only)
 
     @staticmethod
-    def from_pretrained(  # noqa: PLR0913 - the signature that everyone knows
+    def from_pretrained(
         source: str | Path,
         *,
         revision: str | None = None,
@@ -86,7 +86,7 @@ class MIModel:
         return load(source, request, None if device is None else torch.device(device), dtype)
 
     @staticmethod
-    def from_hf(hf_model: Any, tokenizer: Any = None) -> "MIModel":  # noqa: ANN401
+    def from_hf(hf_model: Any, tokenizer: Any = None) -> "MIModel":
         """Wrap a `transformers` model that is in memory; the two share their parameters."""
         from torch_mi.loading import adopt  # noqa: PLC0415 - loading builds models
 
@@ -161,7 +161,7 @@ class MIModel:
         """Token ids [batch pos] of a text, or of texts that come out equally long."""
         batch = read_prompt(text, self.tokenizer)
         if batch.real is not None:
-            lengths = batch.real.sum(1).tolist()
+            lengths = numbers(batch.real.sum(1))
             raise TokenizerError(
                 f"these texts are {lengths} tokens long; give the list to forward(), which pads it"
             )
@@ -179,8 +179,10 @@ class MIModel:
         return self.tokenizer.to_str_tokens(batch.rows()[0])
 
     def project_to_vocab(self, hidden: Tensor) -> Tensor:
-        """Logits [... vocab] of residual-stream vectors [... d_model]: final norm, unembedding
-        and final soft-cap. The last layer's `ResidPost` gives the model's own logits.
+        """Logits [... vocab] of residual-stream vectors [... d_model].
+
+        Through the final norm, the unembedding and the final soft-cap: the last layer's
+        `ResidPost` gives the model's own logits.
         """
         if hidden.shape[-1:] != (self.hidden_size,):
             raise ModelError(
@@ -275,7 +277,7 @@ class MIModel:
         return self.backend.dtype
 
     @property
-    def config(self) -> Any:  # noqa: ANN401 - each backend has its own
+    def config(self) -> Any:
         """The backend's configuration."""
         return self.backend.cfg
 
@@ -353,12 +355,15 @@ class MIModel:
         real = batch.padding
         columns = None
         if real is not None:
-            columns = tuple(tuple(row.nonzero().flatten().tolist()) for row in real.cpu())
-        text = None
+            columns = tuple(tuple(numbers(row.nonzero().flatten())) for row in real.cpu())
         if self._tokenizer is not None and batch.known:
             rows_of = batch.with_prefix(prefix).rows
-            text = lambda row: self.text_of(rows_of()[row])  # noqa: E731
-        return Frame(rows, pos, prefix.seen, self.backend.sizes, layers, columns, text)
+
+            def text(row: int) -> Text:
+                return self.text_of(rows_of()[row])
+
+            return Frame(rows, pos, prefix.seen, self.backend.sizes, layers, columns, text)
+        return Frame(rows, pos, prefix.seen, self.backend.sizes, layers, columns)
 
     def _through(
         self, start: "Prompt | Residual", batch: Batch, p: "_Pass"
@@ -395,4 +400,3 @@ class MIModel:
             device=str(self.device),
             versions=versions(),
         )
-

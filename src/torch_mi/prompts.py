@@ -2,7 +2,7 @@
 """Prompts of every kind, as padded token batches with positions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_mi.cache import Prefix
 from torch_mi.errors import ModelError, TokenizerError
-from torch_mi.types import Carry
+from torch_mi.types import Carry, numbers
 
 if TYPE_CHECKING:
     from torch_mi.tokens.tokenizer import MITokenizer
@@ -31,7 +31,7 @@ class Batch:
     """Where tokens of this run [batch pos] are not padding; `None` if all are real."""
     padding: Tensor | None = None
     """The same for the prefix and this run together [batch seen+pos]."""
-    positions: Tensor = torch.empty(0)
+    positions: Tensor = field(default_factory=lambda: torch.empty(0))
     known: bool = True
     """Whether there are tokens at all: a run may start from a residual stream."""
 
@@ -46,18 +46,20 @@ class Batch:
 
     def rows(self) -> list[list[int]]:
         """The token ids of each row, padding left out."""
-        tokens = self.tokens.tolist()
+        tokens = [numbers(row) for row in self.tokens]
         if self.real is None:
             return tokens
-        keep = self.real.tolist()
-        return [[t for t, k in zip(row, ks, strict=True) if k] for row, ks in zip(tokens, keep, strict=True)]
+        keep = [numbers(row) for row in self.real]
+        return [
+            [t for t, k in zip(row, ks, strict=True) if k]
+            for row, ks in zip(tokens, keep, strict=True)
+        ]
 
     def check_ids(self, vocab: int) -> None:
         low, high = int(self.tokens.min()), int(self.tokens.max())
         if low < 0 or high >= vocab:
-            raise ModelError(
-                f"token id {low if low < 0 else high} is out of range: the model has 0 … {vocab - 1}"
-            )
+            wrong = low if low < 0 else high
+            raise ModelError(f"token id {wrong} is out of range: the model has 0 … {vocab - 1}")
 
     def place(
         self, mask: Tensor | None, positions: Tensor | None, prefix: Prefix, device: torch.device
@@ -118,7 +120,7 @@ def _row(item: object, tokenizer: "MITokenizer | None", why_none: str) -> list[i
     if isinstance(item, str):
         return _encode(item, tokenizer, why_none)
     if isinstance(item, Tensor) and item.ndim == 1:
-        return _read_tensor(item)[0].tolist()
+        return numbers(_read_tensor(item)[0])
     if isinstance(item, Sequence) and item:
         ids = list(cast("Sequence[object]", item))
         if all(isinstance(i, int) for i in ids):
@@ -159,13 +161,12 @@ def _read_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor | None:
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ModelError("attention_mask holds 1 (or True) at real tokens and 0 at padding only")
     real = mask.bool()
-    empty = (~real.any(1)).nonzero().flatten().tolist()
-    if empty:
+    if empty := numbers((~real.any(1)).nonzero().flatten()):
         raise ModelError(f"row {empty[0]} of attention_mask has no real token")
     return None if bool(real.all()) else real
 
 
-def _joined(  # noqa: PLR0913
+def _joined(
     before: Tensor | None,
     here: Tensor | None,
     batch: int,
@@ -186,7 +187,7 @@ def _counted(padding: Tensor | None, prefix: Prefix, pos: int, device: torch.dev
     if padding is None and prefix.positions is None:
         return torch.arange(pos, device=device)[None]
     if prefix.positions is None:
-        assert padding is not None  # noqa: S101 - one of the two is there
+        assert padding is not None
         return (padding.long().cumsum(1) - 1).clamp(min=0)
     here = torch.ones(len(prefix.positions), pos, dtype=torch.long, device=device)
     if padding is not None:

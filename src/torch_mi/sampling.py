@@ -53,18 +53,14 @@ def sample_token(
     top_p: float | None = None,
     seed: int | None = None,
 ) -> int:
-    """A token id drawn from logits [vocab], or from the last position of [pos vocab] or
-    [1 pos vocab].
-    """
+    """A token id drawn from logits [vocab], or from the last of [pos vocab] or [1 pos vocab]."""
     sampling = Sampling(temperature, top_k, top_p, seed)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return sampling.choose(_last_row(logits), generator)
 
 
 def extract_token_prob(logits: Tensor, token_id: int) -> float:
-    """The probability of a token under logits [vocab], or at the last position of [pos vocab] or
-    [1 pos vocab].
-    """
+    """A token's probability by logits [vocab], or by the last of [pos vocab] or [1 pos vocab]."""
     row = _last_row(logits)
     if not 0 <= token_id < len(row):
         raise ModelError(f"token id {token_id} is out of range: the logits have 0 … {len(row) - 1}")
@@ -77,5 +73,7 @@ def _last_row(logits: Tensor) -> Tensor:
     if logits.ndim == 3 and len(logits) != 1:  # noqa: PLR2004
         raise ModelError(f"logits of {len(logits)} prompts; choose a row first")
     if logits.ndim not in (1, 2, 3):
-        raise ModelError(f"logits are [vocab], [pos vocab] or [1 pos vocab], got {list(logits.shape)}")
+        raise ModelError(
+            f"logits are [vocab], [pos vocab] or [1 pos vocab], got {list(logits.shape)}"
+        )
     return logits.reshape(-1, logits.shape[-1])[-1]

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
@@ -60,24 +61,24 @@ def read_json(path: str | Path) -> dict[str, object]:
         raise FileError(f"{path} is not valid JSON: {cause}") from cause
     if not isinstance(value, dict):
         raise FileError(f"{path} holds a JSON {type(value).__name__}, not an object")
-    return value
+    return cast("dict[str, object]", value)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> Path:
     """Write named tensors as safetensors, atomically."""
-    from safetensors.torch import save_file  # noqa: PLC0415 - only when something is saved
+    from safetensors.torch import save  # noqa: PLC0415 - only when something is saved
 
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    return write_atomically(path, lambda p: save_file(plain, p))
+    return write_atomically(path, lambda p: p.write_bytes(save(plain)))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The named tensors in a safetensors file."""
     from safetensors import SafetensorError  # noqa: PLC0415
-    from safetensors.torch import load_file  # noqa: PLC0415
+    from safetensors.torch import load  # noqa: PLC0415
 
     try:
-        return load_file(path)
+        return load(Path(path).read_bytes())
     except FileNotFoundError:
         raise FileError(f"there is no file {path}") from None
     except (SafetensorError, OSError) as cause:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The tensors that cross a border, with their shapes (run as checks in the tests only)."""
 
+from typing import cast
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -12,3 +14,8 @@ Mask = Bool[Tensor, "batch pos"]
 
 Carry = tuple[Tensor, ...]
 """What a layer hands from earlier tokens to later ones: keys and values, or a recurrent state."""
+
+
+def numbers(row: Tensor) -> list[int]:
+    """The entries of a row of integers (or truths)."""
+    return cast("list[int]", row.tolist())  # pyright: ignore[reportUnknownMemberType] - torch's stub

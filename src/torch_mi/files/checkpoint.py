@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType, TracebackType
-from typing import Protocol, Self, cast
+from typing import Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -207,7 +207,7 @@ class Checkpoint:
         """Let the files go."""
         self._open.clear()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoint":  # noqa: PYI034 - beartype cannot check Self here
         return self
 
     def __exit__(

@@ -16,7 +16,7 @@ from torch_mi.errors import DownloadError, FileError, did_you_mean
 from torch_mi.files.checkpoint import BIN_INDEX, BIN_SINGLE, INDEX, SINGLE, find_weights
 
 if TYPE_CHECKING:
-    from huggingface_hub.errors import HfHubHTTPError
+    import huggingface_hub.errors
 
 SMALL_FILES = (
     "config.json",
@@ -253,7 +253,9 @@ def _hub_errors(model_id: str, revision: str | None) -> Generator[None]:
         raise DownloadError(f"{model_id} could not be downloaded: {cause}") from cause
 
 
-def _refusal(cause: "HfHubHTTPError", model_id: str, revision: str | None) -> str:
+def _refusal(
+    cause: "huggingface_hub.errors.HfHubHTTPError", model_id: str, revision: str | None
+) -> str:
     """What an answer of the Hub other than "here you are" means."""
     from huggingface_hub import errors  # noqa: PLC0415
 

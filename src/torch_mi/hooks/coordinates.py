@@ -293,7 +293,7 @@ def _assemble(axes: list[_Axis], shape: tuple[int, ...]) -> Selection:
         if i in kept:
             view[kept.index(i)] = values.shape[-1]
         index.append(values.reshape(view))
-    sizes = torch.broadcast_shapes(*(t.shape for t in index))
+    sizes = tuple(max(t.shape[dim] for t in index) for dim in range(len(kept)))
     return Selection(tuple(index), (*sizes, *shape[last + 1 :]))
 
 

@@ -19,7 +19,7 @@ from torch_mi.hooks.point import Hook, HookPoint
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Intervention(ABC):
+class Intervention(ABC):  # noqa: PLW1641 - tensors have no stable hash
     """A change to an activation, limited to `at`. Subclass it and define `edit` for your own."""
 
     at: At | None = None
@@ -28,7 +28,7 @@ class Intervention(ABC):
     def edit(self, x: Tensor, hook: Hook) -> Tensor:
         """The new value of `x`, the part of the activation at `hook` that `at` selects."""
 
-    def check(self, point: HookPoint, shape: tuple[int, ...]) -> None:
+    def check(self, point: HookPoint, shape: tuple[int, ...]) -> None:  # noqa: B027 - many fit all
         """Raise `InterventionError` unless this edit fits a selection of `shape` at `point`."""
 
     def values(self) -> dict[str, object]:
@@ -115,7 +115,9 @@ class Scale(Intervention):
 
     def check(self, point: HookPoint, shape: tuple[int, ...]) -> None:  # noqa: ARG002
         if not torch.tensor(self.factor).isfinite().item():
-            raise InterventionError(f"Scale at {point.name} needs a finite factor, got {self.factor}")
+            raise InterventionError(
+                f"Scale at {point.name} needs a finite factor, got {self.factor}"
+            )
 
     def edit(self, x: Tensor, hook: Hook) -> Tensor:
         scaled = x * self.factor
@@ -165,10 +167,8 @@ def _keep_barred(x: Tensor, new: Tensor) -> Tensor:
 
 
 def _broadcasts(value: Tensor, point: HookPoint, shape: tuple[int, ...], what: str) -> None:
-    try:
-        fits = torch.broadcast_shapes(value.shape, shape) == torch.Size(shape)
-    except RuntimeError:
-        fits = False
+    ours, theirs = reversed(value.shape), reversed(shape)
+    fits = value.ndim <= len(shape) and all(a in (1, b) for a, b in zip(ours, theirs, strict=False))
     if not fits:
         raise InterventionError(
             f"{what} at {point.name} needs a value that broadcasts to {list(shape)}, "

@@ -39,13 +39,21 @@ class HookPoint(StrEnum):
         "batch pos d_model",
         "residual stream entering the layer",
     )
-    Ln1Scale = "blocks.*.ln1.hook_scale", "batch pos one", "denominator of the norm before attention"
+    Ln1Scale = (
+        "blocks.*.ln1.hook_scale",
+        "batch pos one",
+        "denominator of the norm before attention",
+    )
     Ln1Normalized = (
         "blocks.*.ln1.hook_normalized",
         "batch pos d_model",
         "value of that norm before its gain and bias",
     )
-    AttnIn = "blocks.*.hook_attn_in", "batch pos d_model", "what attention reads: that norm's output"
+    AttnIn = (
+        "blocks.*.hook_attn_in",
+        "batch pos d_model",
+        "what attention reads: that norm's output",
+    )
     AttnQ = "blocks.*.attn.hook_q", "batch pos head d_head", "queries, before rotary embedding"
     AttnK = (
         "blocks.*.attn.hook_k",
@@ -57,8 +65,16 @@ class HookPoint(StrEnum):
         "batch pos kv_head d_head",
         "values, before they are shared among heads",
     )
-    AttnRotQ = "blocks.*.attn.hook_rot_q", "batch pos head d_head", "queries, after rotary embedding"
-    AttnRotK = "blocks.*.attn.hook_rot_k", "batch pos kv_head d_head", "keys, after rotary embedding"
+    AttnRotQ = (
+        "blocks.*.attn.hook_rot_q",
+        "batch pos head d_head",
+        "queries, after rotary embedding",
+    )
+    AttnRotK = (
+        "blocks.*.attn.hook_rot_k",
+        "batch pos kv_head d_head",
+        "keys, after rotary embedding",
+    )
     AttnScores = (
         "blocks.*.attn.hook_scores",
         "batch head query key",

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -83,8 +83,7 @@ def _edit_to_dict(where: str, edit: Intervention, tensors: dict[str, Tensor]) ->
     kind = type(edit).__name__
     if KINDS.get(kind) is not type(edit):
         raise InterventionError(
-            f"{edit!r} at {where} holds a function and cannot be saved; "
-            f"{', '.join(KINDS)} can"
+            f"{edit!r} at {where} holds a function and cannot be saved; {', '.join(KINDS)} can"
         )
     out: Json = {"where": where, "kind": kind}
     for name, value in edit.values().items():
@@ -110,7 +109,8 @@ def _edit_from_dict(data: Json, tensors: Mapping[str, Tensor]) -> Intervention:
             value = tensors[cast("dict[str, str]", value)["tensor"]]
         values[field.name] = value
     places = cast("Json | None", data.get("at"))
-    at = None if places is None else At(**{k: _place_from_json(v) for k, v in places.items()})
+    chosen = {name: _place_from_json(place) for name, place in (places or {}).items()}
+    at = None if places is None else At(**cast("dict[str, Any]", chosen))
     return kind(**values, at=at)
 
 

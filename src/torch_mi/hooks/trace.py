@@ -5,7 +5,7 @@ At one point the edits apply in the order of their registration; then the value 
 captured. A layer in which nothing is watched gets `silent`, which returns what it is given.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_mi.errors import HookError, InterventionError
 from torch_mi.hooks.coordinates import Frame, Selection, select
 from torch_mi.hooks.interventions import Apply, Intervention
-from torch_mi.hooks.point import Hook, HookPoint, locate
+from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec, Place
 
 
@@ -24,11 +24,15 @@ class Tap(Protocol):
     """What a layer calls at each hook point: hands a value over, takes a value back."""
 
     def __call__(self, point: HookPoint, x: Tensor, /) -> Tensor: ...
+    def later(self, point: HookPoint, make: Callable[[], Tensor], /) -> None:
+        """Offer a value that nothing else needs: it is made when its capture is looked at."""
+        ...
+
     def watches(self, *points: HookPoint) -> bool:
         """Whether anyone captures or edits one of these points here."""
         ...
 
-    def edits(self, point: HookPoint) -> bool:
+    def edits(self, point: HookPoint, /) -> bool:
         """Whether anyone edits this point here."""
         ...
 
@@ -39,10 +43,13 @@ class Silent:
     def __call__(self, _: HookPoint, x: Tensor, /) -> Tensor:
         return x
 
+    def later(self, _: HookPoint, make: Callable[[], Tensor], /) -> None:
+        """Nobody looks."""
+
     def watches(self, *_: HookPoint) -> bool:
         return False
 
-    def edits(self, _: HookPoint) -> bool:
+    def edits(self, _: HookPoint, /) -> bool:
         return False
 
 
@@ -73,6 +80,10 @@ class Receipt:
         )
 
 
+Captured = Tensor | Callable[[], Tensor]
+"""A capture, or the recipe for one that the run itself did not need."""
+
+
 @dataclass
 class Site:
     """Everything asked for at one hook of one run."""
@@ -84,8 +95,14 @@ class Site:
     before: bool = False
     after: bool = False
     reached: bool = False
-    value_before: Tensor | None = None
-    value: Tensor | None = None
+    value_before: Captured | None = None
+    value: Captured | None = None
+
+    def keep(self, make: Callable[[], Tensor]) -> None:
+        """Keep a recipe in place of a value; there are no edits here."""
+        self.reached = True
+        self.value_before = make if self.before else None
+        self.value = make if self.after else None
 
     def __call__(self, x: Tensor) -> Tensor:
         self.reached = True
@@ -111,10 +128,15 @@ class LayerTap:
         site = self._sites.get(point)
         return x if site is None else site(x)
 
+    def later(self, point: HookPoint, make: Callable[[], Tensor], /) -> None:
+        site = self._sites.get(point)
+        if site is not None:
+            site.keep(make)
+
     def watches(self, *points: HookPoint) -> bool:
         return any(point in self._sites for point in points)
 
-    def edits(self, point: HookPoint) -> bool:
+    def edits(self, point: HookPoint, /) -> bool:
         return point in self._sites and bool(self._sites[point].edits)
 
 
@@ -171,7 +193,7 @@ class Trace:
         sites = self._by_layer.get(layer)
         return silent if sites is None else LayerTap(sites)
 
-    def finish(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def finish(self) -> tuple[dict[str, Captured], dict[str, Captured]]:
         """The captures, after and before edits. A hook that was not reached is an error."""
         if missed := [str(hook) for hook, site in self._sites.items() if not site.reached]:
             raise HookError(f"this run never came to {', '.join(missed)}")

@@ -5,6 +5,9 @@ Both ways compute the same; only the explicit one has scores and a pattern to sh
 query may see is a boolean mask, so that nothing an edit does to scores or pattern can break it.
 """
 
+from functools import partial
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -29,6 +32,10 @@ class Attention(nn.Module):
         self.k = nn.Linear(width, d_kv, bias=cfg.qkv_bias)
         self.v = nn.Linear(width, d_kv, bias=cfg.qkv_bias)
         self.o = nn.Linear(d_q, width, bias=cfg.o_proj_bias)
+
+    @property
+    def o_bias(self) -> Tensor | None:
+        return cast("Tensor | None", self.o.bias)
 
     def forward(self, x: Resid, shared: Shared, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
         batch, pos, _ = x.shape
@@ -62,7 +69,7 @@ class Attention(nn.Module):
             blind = (scores == -torch.inf).all(-1, keepdim=True)
             pattern = pattern.masked_fill(blind, 0)
         pattern = tap(HookPoint.AttnPattern, pattern)
-        if tap.edits(HookPoint.AttnPattern):
+        if tap.edits(HookPoint.AttnPattern) or pattern.requires_grad:
             pattern = pattern.masked_fill(~visible, 0)
         return (pattern @ v).transpose(1, 2)
 
@@ -84,15 +91,23 @@ class Attention(nn.Module):
         return z.transpose(1, 2)
 
     def output(self, z: Heads, tap: Tap) -> Resid:
-        """The heads' outputs, mixed; each head's share is formed only where someone looks."""
-        if not tap.watches(HookPoint.AttnResult):
-            return self.o(z.flatten(2))
+        """The heads' outputs, mixed.
+
+        Each head's share is formed here only where an edit or a gradient goes through it; where it
+        is merely captured, when someone looks at the capture.
+        """
+        if tap.edits(HookPoint.AttnResult) or (
+            z.requires_grad and tap.watches(HookPoint.AttnResult)
+        ):
+            result = tap(HookPoint.AttnResult, self.shares(z)).sum(2)
+            return result if self.o_bias is None else result + self.o_bias
+        tap.later(HookPoint.AttnResult, partial(self.shares, z))
+        return self.o(z.flatten(2))
+
+    def shares(self, z: Heads) -> Heads:
+        """What each head adds to the attention output; with the bias they sum to it."""
         weight = self.o.weight.view(-1, self.heads, z.shape[-1])
-        result = tap(HookPoint.AttnResult, torch.einsum("bphd,ehd->bphe", z, weight))
-        if not tap.edits(HookPoint.AttnResult):
-            return self.o(z.flatten(2))
-        bias = 0 if self.o.bias is None else self.o.bias
-        return result.sum(2) + bias
+        return torch.einsum("bphd,ehd->bphe", z, weight)
 
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:

@@ -2,12 +2,17 @@
 """RMS norm and layer norm, with their denominator and normalised value on show."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_mi.config.transformer import NormType, TransformerConfig
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.types import Resid
+
+
+def length(x: Tensor) -> Tensor:
+    """The Euclidean length of each vector, in one kernel."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - torch's stub
 
 
 class Norm(nn.Module):
@@ -32,7 +37,7 @@ class Norm(nn.Module):
         h = x.float()
         if self.kind is NormType.Layer:
             h = h - h.mean(-1, keepdim=True)
-        mean_square = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square() / h.shape[-1]
+        mean_square = length(h).square() / h.shape[-1]
         denominator = (mean_square + self.eps).sqrt()
         if self.scale is None or self.normalized is None:
             return self.gain(h / denominator, x)

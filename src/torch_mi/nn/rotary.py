@@ -15,7 +15,7 @@ from torch_mi.config.transformer import DynamicNtk, Linear, Llama3, LongRope, Ro
 from torch_mi.types import Heads
 
 Frequencies = Float[Tensor, "half"]
-Table = Float[Tensor, "batch pos 1 d_head"]
+Table = Float[Tensor, "#batch pos 1 d_head"]
 
 
 class Rotary(nn.Module):

@@ -47,7 +47,8 @@ def readable_bytes(raw: bytes) -> str:
 def align(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[tuple[int, int]]:
     """Where each token's text lies in `decode(ids)`; tokens that share a character share its place.
 
-    Prefixes are decoded, from a token whose text is settled on, and compared with the whole.
+    Prefixes are decoded, from a token whose text is settled on, and compared with the whole. (If
+    the text itself holds U+FFFD in several tokens, their places may be one character off.)
     """
     whole = decode(ids)
     spans: list[tuple[int, int]] = []

@@ -4,7 +4,7 @@
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, SupportsIndex, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, SupportsIndex, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from torch_mi.tokens.positions import EncodingWithOffsets
 from torch_mi.tokens.settings import NAMED, Settings, default_template, read_settings
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    import tokenizers
 
 Ids = SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] | Tensor
 """Token ids as people have them: one, a list, or an array or tensor of none or one dimension."""
+
+LARGEST = 2**32
+"""Past the largest id that the tokenizers library can hold."""
 
 CONVERT = "transformers makes one: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
 
@@ -36,7 +39,7 @@ class HFTokenizer(Protocol):
     special_tokens_map: Mapping[str, object]
 
     @property
-    def backend_tokenizer(self) -> "Tokenizer": ...
+    def backend_tokenizer(self) -> "tokenizers.Tokenizer": ...
 
 
 class MITokenizer:
@@ -54,7 +57,7 @@ class MITokenizer:
     vocab_size: int
     """How many tokens there are, added ones included; the model may have more rows than that."""
 
-    def __init__(self, backend: "Tokenizer", settings: Settings | None = None) -> None:
+    def __init__(self, backend: "tokenizers.Tokenizer", settings: Settings | None = None) -> None:
         self._backend = backend
         self._settings = settings or Settings()
         backend.no_truncation()
@@ -78,7 +81,7 @@ class MITokenizer:
         self._context = self._backend.encode("a", add_special_tokens=False).ids[-1:]
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Self:
+    def from_folder(cls, folder: str | Path) -> "MITokenizer":
         """The tokenizer in a model folder's `tokenizer.json`."""
         from tokenizers import Tokenizer  # noqa: PLC0415
 
@@ -93,7 +96,7 @@ class MITokenizer:
         return cls(backend, read_settings(folder))
 
     @classmethod
-    def from_hf(cls, tokenizer: object) -> Self:
+    def from_hf(cls, tokenizer: object) -> "MITokenizer":
         """A transformers fast tokenizer, or one of the `tokenizers` library; it is copied."""
         from tokenizers import Tokenizer  # noqa: PLC0415
 
@@ -224,7 +227,7 @@ class MITokenizer:
             )
 
     def _has(self, token_id: int) -> bool:
-        return self._backend.id_to_token(token_id) is not None
+        return 0 <= token_id < LARGEST and self._backend.id_to_token(token_id) is not None
 
     def _check(self, text: object) -> str:
         if not isinstance(text, str):
@@ -237,7 +240,7 @@ class MITokenizer:
             ) from cause
         return text
 
-    def _encoding(self, text: str, *, special: bool) -> "Encoding":
+    def _encoding(self, text: str, *, special: bool) -> "tokenizers.Encoding":
         checked = self._check(text)
         try:
             return self._backend.encode(checked, add_special_tokens=special)
@@ -263,7 +266,7 @@ class MITokenizer:
         if isinstance(token_id, bool) or not isinstance(token_id, SupportsIndex):
             raise TokenizerError(f"a token id is a whole number, not {token_id!r}")
         index = operator.index(token_id)
-        if index < 0 or not (self._has(index) or (rows and index < self._settings.model_vocab)):
+        if not self._has(index) and not (rows and 0 <= index < self._settings.model_vocab):
             raise TokenizerError(
                 f"no token has the id {index}; this tokenizer has {self.vocab_size} tokens"
             )
@@ -309,11 +312,11 @@ class MITokenizer:
         return text if raw is None else readable_bytes(raw)
 
 
-def _with_offsets(encoding: "Encoding") -> EncodingWithOffsets:
+def _with_offsets(encoding: "tokenizers.Encoding") -> EncodingWithOffsets:
     return EncodingWithOffsets(tuple(encoding.ids), tuple(encoding.tokens), tuple(encoding.offsets))
 
 
-def _keep_spaces(backend: "Tokenizer") -> None:
+def _keep_spaces(backend: "tokenizers.Tokenizer") -> None:
     """Let a token's place in the text include its leading space, in every tokenizer alike."""
     from tokenizers import processors  # noqa: PLC0415
 
@@ -326,7 +329,7 @@ def _keep_spaces(backend: "Tokenizer") -> None:
         backend.post_processor = steps
 
 
-def _prepend(backend: "Tokenizer", token: str, token_id: int) -> None:
+def _prepend(backend: "tokenizers.Tokenizer", token: str, token_id: int) -> None:
     """Put one token before every text, after what the post-processor does already."""
     from tokenizers import processors  # noqa: PLC0415
 
@@ -337,7 +340,7 @@ def _prepend(backend: "Tokenizer", token: str, token_id: int) -> None:
     backend.post_processor = first if steps is None else processors.Sequence([steps, first])
 
 
-def _add_declared(backend: "Tokenizer", settings: Settings) -> None:
+def _add_declared(backend: "tokenizers.Tokenizer", settings: Settings) -> None:
     """Add the tokens that the folder declares beside `tokenizer.json`, under the ids it says."""
     from tokenizers import AddedToken  # noqa: PLC0415
 

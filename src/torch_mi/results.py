@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""What every analysis returns: a value that can be read, drawn, saved and loaded."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from torch_mi.errors import FileError, MIError, ModelError
+from torch_mi.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from torch_mi.model import MIModel
+
+
+class Result(ABC):
+    """A frozen dataclass with JSON inside and out; how it looks is the business of `show`."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, object]:
+        """This, as JSON values; it needs no second file to be understood."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Self:
+        """The result that `to_dict` took apart."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` as JSON."""
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote."""
+        data = read_json(path)
+        try:
+            return cls.from_dict(data)
+        except FileError as cause:
+            raise FileError(f"cannot load {path}: {cause}") from cause
+
+    def plot(self) -> "Figure":
+        """A plotly figure; needs `pip install torch-mi[viz]`."""
+        from torch_mi import show  # noqa: PLC0415 - results know nothing of how they look
+
+        return show.plot(self)
+
+    def __repr__(self) -> str:
+        from torch_mi import show  # noqa: PLC0415 - results know nothing of how they look
+
+        return show.text(self)
+
+    def _repr_html_(self) -> str:
+        from torch_mi import show  # noqa: PLC0415 - results know nothing of how they look
+
+        return show.html(self)
+
+
+def unpack[R](data: Mapping[str, object], form: str, build: Callable[[dict[str, Any]], R]) -> R:
+    """What `build` makes of a saved result that says it has this `form`."""
+    if data.get("format") != form:
+        raise FileError(f"this is no {form}: its format is {data.get('format')!r}")
+    try:
+        return build(cast("dict[str, Any]", data))
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        raise FileError(f"this {form} is broken: {cause!r}") from cause
+
+
+def data_frame(rows: list[dict[str, object]]) -> Any:  # noqa: ANN401 - pandas is optional
+    """A pandas DataFrame of these rows."""
+    try:
+        import pandas as pd  # noqa: PLC0415 - optional
+    except ImportError as cause:
+        raise MIError("tables for pandas need pandas: pip install pandas") from cause
+    return pd.DataFrame(rows)
+
+
+def format_probability(p: float) -> str:
+    """A probability as a percentage that keeps small ones apart.
+
+    >>> [format_probability(p) for p in (0.123, 0.00123, 1.2e-6, 0)]
+    ['12.3%', '0.123%', '1.2e-4%', '0.0e0%']
+    """
+    percent = 100 * p
+    if percent >= 1:
+        return f"{percent:.1f}%"
+    if percent >= 0.01:  # noqa: PLR2004 - below, three decimals would show nothing
+        return f"{percent:.3f}%"
+    mantissa, exponent = f"{percent:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}%"
+
+
+def format_token(token: str) -> str:
+    r"""A token on one line: newlines, tabs and returns as `\n`, `\t`, `\r`."""
+    return token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+
+
+def pieces_of(model: "MIModel", ids: list[int]) -> tuple[str, ...]:
+    """What each token id stands for: its text, or its number where there is no tokenizer."""
+    if not model.has_tokenizer:
+        return tuple(map(str, ids))
+    return tuple(model.tokenizer.to_str_tokens(ids))
+
+
+def special_in(model: "MIModel", ids: list[int]) -> tuple[bool, ...]:
+    """Which token ids stand for structure, not for text."""
+    if not model.has_tokenizer:
+        return (False,) * len(ids)
+    return tuple(model.tokenizer.is_special(i) for i in ids)
+
+
+def position_in(length: int, position: int) -> int:
+    """A position of a prompt of this length, counted from its start."""
+    if not -length <= position < length:
+        raise ModelError(
+            f"position={position} is out of range: the prompt has {length} tokens "
+            f"(0 … {length - 1}, or negative from the end)"
+        )
+    return position % length

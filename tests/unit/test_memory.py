@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""How much memory there is, and whether something fits."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from torch_mi import memory
+from torch_mi.errors import MemoryForecastError
+from torch_mi.memory import (
+    MB,
+    MemoryReport,
+    MemorySnapshot,
+    available_bytes,
+    check_fits,
+    human_bytes,
+    resident_bytes,
+    sync_and_trim_gpu,
+)
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KB"),
+        (1536, "1.5 KB"),
+        (500 * MB, "500.0 MB"),
+        (28 * 10**9, "26.1 GB"),
+        (-2048, "-2.0 KB"),
+        (2**60, "1024.0 PB"),
+    ],
+)
+def test_sizes_read_well(n: int, text: str):
+    assert human_bytes(n) == text
+
+
+def test_free_memory_is_what_psutil_says():
+    free = available_bytes("cpu")
+    assert free is not None
+    assert 0 < free <= psutil.virtual_memory().total
+
+
+def test_resident_memory_is_what_psutil_says():
+    held = resident_bytes()
+    assert held is not None
+    assert held == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+
+
+def test_resident_memory_grows_with_what_is_held():
+    before = resident_bytes()
+    block = torch.ones(64 * MB // 4)
+    after = resident_bytes()
+    assert before is not None
+    assert after is not None
+    assert after - before > 48 * MB
+    assert block.sum() == block.numel()
+
+
+def test_nobody_can_say_for_devices_without_memory():
+    assert available_bytes("meta") is None
+    check_fits(10**18, "meta", "a model")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 8 GB free, whose control groups a test can write."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 99 kB\nMemAvailable:  8388608 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("0::/box/inner\n")
+    (tmp_path / "cgroup/box/inner").mkdir(parents=True)
+    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path / "cgroup")
+    return tmp_path
+
+
+def test_without_limits_all_that_is_free_can_be_had(machine: Path):
+    (machine / "cgroup/box/memory.max").write_text("max\n")
+    assert available_bytes("cpu") == 8 * 1024 * MB
+
+
+def test_a_control_group_limits_what_can_be_had(machine: Path):
+    group = machine / "cgroup/box"  # the limit of a group holds for all groups inside it
+    (group / "memory.max").write_text(f"{1000 * MB}\n")
+    (group / "memory.current").write_text(f"{700 * MB}\n")
+    (group / "memory.stat").write_text(f"anon 5\ninactive_file {200 * MB}\n")
+    assert available_bytes("cpu") == 500 * MB
+
+
+def test_a_full_control_group_leaves_nothing(machine: Path):
+    group = machine / "cgroup/box/inner"
+    (group / "memory.max").write_text("100")
+    (group / "memory.current").write_text("900")
+    assert available_bytes("cpu") == 0
+
+
+def test_control_groups_of_the_first_version(machine: Path):
+    (machine / "proc/self/cgroup").write_text("3:cpu,cpuacct:/x\n5:memory:/job\n")
+    group = machine / "cgroup/memory/job"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text(str(300 * MB))
+    (group / "memory.usage_in_bytes").write_text(str(100 * MB))
+    assert available_bytes("cpu") == 200 * MB
+
+
+def test_without_proc_psutil_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "PROC", tmp_path)
+    total = psutil.virtual_memory().total
+    free, held = available_bytes("cpu"), resident_bytes()
+    assert free is not None
+    assert held is not None
+    assert 0 < held < total
+    assert 0 < free <= total
+
+
+def test_what_fits_is_let_through(machine: Path):
+    check_fits(8 * 1024 * MB, "cpu", "the model")
+
+
+def test_what_does_not_fit_says_how_much_and_what_to_do(machine: Path):
+    with pytest.raises(MemoryForecastError) as caught:
+        check_fits(10 * 1024 * MB, "cpu", "big/model")
+    assert str(caught.value) == (
+        "big/model needs 10.0 GB on cpu, and 8.0 GB are free (2.0 GB short); "
+        "dtype=torch.bfloat16 needs 5.0 GB, which fits"
+    )
+
+
+def test_what_does_not_fit_in_half_either_says_so(machine: Path):
+    with pytest.raises(MemoryForecastError, match=r"needs 10\.0 GB, which does not fit either"):
+        check_fits(20 * 1024 * MB, "cpu", "big/model")
+
+
+def test_no_smaller_dtype_is_offered_where_there_is_none(machine: Path):
+    with pytest.raises(MemoryForecastError) as caught:
+        check_fits(10 * 1024 * MB, "cpu", "big/model", dtype=torch.bfloat16)
+    assert "bfloat16" not in str(caught.value)
+
+
+def test_reports_are_differences():
+    report = MemoryReport(
+        MemorySnapshot(100 * MB, 500 * MB), MemorySnapshot(200 * MB, 1000 * MB, gpu_name="card")
+    )
+    assert report.ram_delta_mb() == 100
+    assert report.vram_delta_mb() == 500
+    assert str(report) == "RAM +100 MB  |  VRAM +500 MB [card]"
+
+
+def test_a_report_without_a_gpu_has_no_gpu_difference():
+    report = MemoryReport(MemorySnapshot(200 * MB), MemorySnapshot(100 * MB, 5))
+    assert report.vram_delta_mb() is None
+    assert str(report) == "RAM -100 MB"
+    assert MemoryReport(MemorySnapshot(None), MemorySnapshot(5)).ram_delta_mb() is None
+
+
+def test_a_snapshot_of_a_cpu_has_no_gpu():
+    snapshot = MemorySnapshot.now("cpu")
+    assert snapshot.ram_bytes is not None
+    assert snapshot.ram_bytes > 0
+    assert snapshot.vram_bytes is None
+    sync_and_trim_gpu("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_gpu_memory_is_counted():
+    free = available_bytes("cuda")
+    assert free is not None
+    before = MemorySnapshot.now("cuda")
+    block = torch.zeros(64 * MB, device="cuda", dtype=torch.uint8)
+    report = MemoryReport(before, MemorySnapshot.now("cuda"))
+    assert report.vram_delta_mb() == pytest.approx(64, abs=1)
+    left = available_bytes("cuda")
+    assert left is not None
+    assert left <= free - 63 * MB
+    with pytest.raises(MemoryForecastError, match="on cuda"):
+        check_fits(10**15, "cuda", "the model")
+    del block
+    sync_and_trim_gpu("cuda")

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Trains the packaged demo model: `python -m training.train --out src/torch_mi/demo --seed 0`.
+
+Interrupted, it goes on from its last checkpoint; the same recipe leads to the same model up to
+the rounding of the machine's kernels.
+"""
+
+import argparse
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from torch_mi.errors import MIError, ModelError
+from torch_mi.model import MIModel
+from torch_mi.storage import read_json, read_tensors, write_json, write_tensors
+from training import batches, recipe
+from training import evaluate as figures
+from training import tokenizer as tokens
+from training.recipe import Recipe
+
+SHIPPED = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+class Trainer:
+    """A model in training: its optimiser, its step, and the folder where both survive."""
+
+    def __init__(self, plan: Recipe, work: Path) -> None:
+        """Begin, or go on from the checkpoint in `work`."""
+        self.plan, self.work = plan, work
+        self.resumes = (work / "progress.json").exists()
+        if not self.resumes:
+            tokens.save(tokens.build(plan.seed), work)
+        self.tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+        self.model = self.load()
+        named = list(self.model.backend.named_parameters())
+        self.parameters: dict[str, Tensor] = dict(named)
+        groups = [
+            {"params": [p for _, p in named if p.ndim > 1], "weight_decay": plan.weight_decay},
+            {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+        self.step = self.seconds = self.seen = 0
+        if self.resumes:
+            self.restore()
+
+    def load(self) -> MIModel:
+        if self.resumes:
+            return MIModel.from_pretrained(self.work, device="cpu")
+        return recipe.begin(self.work, self.tokenizer.get_vocab_size(), self.plan.seed)
+
+    def restore(self) -> None:
+        """The optimiser and the counters as the checkpoint has them."""
+        progress = read_json(self.work / "progress.json")
+        if progress["recipe"] != asdict(self.plan):
+            raise ModelError(
+                f"{self.work} holds a checkpoint of another recipe, {progress['recipe']}; give the "
+                "same arguments to go on, or --fresh to begin again"
+            )
+        state = read_tensors(self.work / "optimizer.safetensors")
+        self.step, self.seconds, self.seen = (
+            int(str(progress[key])) for key in ("step", "seconds", "seen")
+        )
+        for name, p in self.parameters.items():
+            self.optimizer.state[p] = {
+                key: state[f"{name}/{key}"] for key in ("exp_avg", "exp_avg_sq", "step")
+            }
+
+    def save(self) -> None:
+        """A checkpoint: model, optimiser, then the note that says both are there."""
+        config = read_json(self.work / "config.json")
+        weights = recipe.hugging_face_weights(self.model, config)
+        write_tensors(self.work / "model.safetensors", weights)
+        state = {
+            f"{name}/{key}": value
+            for name, p in self.parameters.items()
+            for key, value in self.optimizer.state[p].items()
+        }
+        write_tensors(self.work / "optimizer.safetensors", state)
+        counters = {"step": self.step, "seconds": self.seconds, "seen": self.seen}
+        write_json(self.work / "progress.json", {"recipe": asdict(self.plan), **counters})
+
+    def train_step(self) -> float:
+        """One update; the mean loss of its targets."""
+        plan = self.plan
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.rate(self.step)
+        found = batches.rectangles(
+            batches.rows(self.tokenizer, plan.seed, self.step, plan.documents)
+        )
+        total = sum(float(r.weights.sum()) for r in found)
+        loss = 0.0
+        for r in found:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=plan.bfloat16):
+                logits = self.model.forward(r.ids, grad=True).output[:, :-1]
+            each = cross_entropy(
+                logits.flatten(0, 1).float(), r.ids[:, 1:].flatten(), reduction="none"
+            )
+            part = (each * r.weights[:, 1:].flatten()).sum() / total
+            part.backward()
+            loss += float(part)
+            self.seen += int((r.weights > 0).sum())
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return loss
+
+    def run(self, every: int) -> None:
+        """Train to the end; every `every` steps print how it goes and save."""
+        started, before = time.monotonic(), self.seconds
+        losses: list[float] = []
+        while self.step < self.plan.steps:
+            losses.append(self.train_step())
+            self.seconds = before + round(time.monotonic() - started)
+            if self.step % 50 == 0:
+                mean = sum(losses) / len(losses)
+                losses.clear()
+                print(f"step {self.step:6}  loss {mean:.4f}  {self.seconds} s", flush=True)
+            if self.step % every == 0 or self.step == self.plan.steps:
+                self.save()
+                print(figures.show(figures.evaluate(self.model, 40)), flush=True)
+
+
+def publish(trainer: Trainer, out: Path) -> None:
+    """Copy what is shipped from the work folder to `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in SHIPPED:
+        shutil.copyfile(trainer.work / name, out / name)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    usual = Recipe()
+    parser = argparse.ArgumentParser(description="Train the packaged demo model.")
+    parser.add_argument("--out", type=Path, default=Path("src/torch_mi/demo"))
+    parser.add_argument("--work", type=Path, default=Path("training/out/demo"))
+    parser.add_argument("--seed", type=int, default=usual.seed)
+    parser.add_argument("--steps", type=int, default=usual.steps)
+    parser.add_argument("--documents", type=int, default=usual.documents, help="per step")
+    parser.add_argument("--learning-rate", type=float, default=usual.learning_rate)
+    parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
+    parser.add_argument("--float32", action="store_true", help="never multiply in bfloat16")
+    parser.add_argument("--fresh", action="store_true", help="ignore an earlier checkpoint")
+    args = parser.parse_args()
+    for name in ("steps", "documents", "learning_rate", "every"):
+        if getattr(args, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be above 0")
+    return args
+
+
+def main() -> None:
+    """Train, show the figures, and put the model where it is shipped from."""
+    args = arguments()
+    plan = Recipe(
+        seed=args.seed,
+        steps=args.steps,
+        documents=args.documents,
+        learning_rate=args.learning_rate,
+        bfloat16=not args.float32,
+    )
+    if args.fresh:
+        shutil.rmtree(args.work, ignore_errors=True)
+    try:
+        trainer = Trainer(plan, args.work)
+        trainer.run(args.every)
+        publish(trainer, args.out)
+        print(figures.show(figures.evaluate(MIModel.from_pretrained(args.out, device="cpu"))))
+    except MIError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
