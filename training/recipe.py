@@ -16,12 +16,12 @@ from torch_mi.storage import write_json, write_tensors
 CONFIG: dict[str, object] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 192,
+    "hidden_size": 160,
     "num_hidden_layers": 6,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "head_dim": 24,
-    "intermediate_size": 384,
+    "head_dim": 20,
+    "intermediate_size": 320,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
@@ -42,13 +42,11 @@ class Recipe:
 
     seed: int = 0
     steps: int = 4000
-    documents: int = 384
+    documents: int = 256
     """Per step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warm_up: int = 150
     weight_decay: float = 0.1
-    bfloat16: bool = True
-    """Multiply in bfloat16; weights and optimiser stay in float32."""
 
     def rate(self, step: int) -> float:
         """The learning rate: up in a line, down along a cosine to nothing."""

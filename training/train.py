@@ -102,14 +102,11 @@ class Trainer:
         total = sum(float(r.weights.sum()) for r in found)
         loss = 0.0
         for r in found:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=plan.bfloat16):
-                logits = self.model.forward(r.ids, grad=True).output[:, :-1]
-            each = cross_entropy(
-                logits.flatten(0, 1).float(), r.ids[:, 1:].flatten(), reduction="none"
-            )
+            logits = self.model.forward(r.ids, grad=True).output[:, :-1]
+            each = cross_entropy(logits.flatten(0, 1), r.ids[:, 1:].flatten(), reduction="none")
             part = (each * r.weights[:, 1:].flatten()).sum() / total
             part.backward()
-            loss += float(part)
+            loss += float(part.detach())
             self.seen += int((r.weights > 0).sum())
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
@@ -151,12 +148,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=usual.documents, help="per step")
     parser.add_argument("--learning-rate", type=float, default=usual.learning_rate)
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
-    parser.add_argument("--float32", action="store_true", help="never multiply in bfloat16")
     parser.add_argument("--fresh", action="store_true", help="ignore an earlier checkpoint")
     args = parser.parse_args()
     for name in ("steps", "documents", "learning_rate", "every"):
-        if getattr(args, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be above 0")
+        if (value := vars(args)[name]) <= 0:
+            parser.error(f"--{name.replace('_', '-')} is {value}; it must be above 0")
     return args
 
 
@@ -168,7 +164,6 @@ def main() -> None:
         steps=args.steps,
         documents=args.documents,
         learning_rate=args.learning_rate,
-        bfloat16=not args.float32,
     )
     if args.fresh:
         shutil.rmtree(args.work, ignore_errors=True)

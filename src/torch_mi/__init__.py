@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from torch_mi.analysis.attribution import Attribution as Attribution
+    from torch_mi.analysis.attribution import attribute as attribute
+    from torch_mi.analysis.heads import HeadScores as HeadScores
+    from torch_mi.analysis.heads import find_heads as find_heads
+    from torch_mi.analysis.patching import patch as patch
     from torch_mi.cache import HookCache as HookCache
     from torch_mi.cache import Prefix as Prefix
     from torch_mi.cache import Residual as Residual
@@ -44,8 +49,23 @@ if TYPE_CHECKING:
     from torch_mi.model import MIModel as MIModel
     from torch_mi.sampling import extract_token_prob as extract_token_prob
     from torch_mi.sampling import sample_token as sample_token
+    from torch_mi.sweeps.grid import Grid as Grid
+    from torch_mi.sweeps.metrics import Metric as Metric
+    from torch_mi.sweeps.metrics import kl as kl
+    from torch_mi.sweeps.metrics import log_prob as log_prob
+    from torch_mi.sweeps.metrics import logit as logit
+    from torch_mi.sweeps.metrics import logit_diff as logit_diff
+    from torch_mi.sweeps.metrics import prob as prob
+    from torch_mi.verify import Verification as Verification
+    from torch_mi.verify import verify as verify
 
 _HOME = {
+    "analysis.attribution": ["Attribution", "attribute"],
+    "analysis.heads": ["HeadScores", "find_heads"],
+    "analysis.patching": ["patch"],
+    "sweeps.grid": ["Grid"],
+    "sweeps.metrics": ["Metric", "kl", "log_prob", "logit", "logit_diff", "prob"],
+    "verify": ["Verification", "verify"],
     "cache": ["HookCache", "Prefix", "Residual"],
     "config.transformer": ["TransformerConfig"],
     "errors": [

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch_mi.tokens.tokenizer import MITokenizer
 
 DEMO = Path(__file__).parent / "demo"
+TINY = "tiny:"
+"""What begins the name of a small random model, as in `tiny:gemma2`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ def load(
     if not dtype.is_floating_point:
         raise ModelError(f"dtype={dtype} cannot hold a model; use float32, bfloat16 or float16")
     device = _usable(device)
+    if isinstance(source, str) and source.startswith(TINY):
+        from torch_mi.testing import tiny  # noqa: PLC0415 - only for models made on the spot
+
+        return tiny(source.removeprefix(TINY), device=device, dtype=dtype)
     found = locate(source, request)
     raw = checkpoint.read_config(found.folder)
     family, cfg = read_config(raw)
@@ -61,6 +67,7 @@ def load(
         family.model_type,
         found.revision,
         tuple(dict.fromkeys(stops)),
+        found.folder,
         problem,
     )
     return MIModel(backend, tokenizer, origin)

@@ -36,6 +36,8 @@ class Origin:
     family: str
     revision: str | None = None
     eos_ids: tuple[int, ...] = ()
+    folder: Path | None = None
+    """Where its files are."""
     tokenizer_problem: str = "this model was made without a tokenizer"
     """Why there is no tokenizer, if there is none."""
 
@@ -194,11 +196,11 @@ class MIModel:
 
     def embedding_vector(self, token: int | str) -> Tensor:
         """A token's row [d_model] of the embedding matrix, before any embedding scale."""
-        return self.backend.embedding[self.token_id(token)]
+        return self.backend.embedding[self.token_id(token)].detach()
 
     def unembedding_vector(self, token: int | str) -> Tensor:
         """A token's direction [d_model] in the unembedding matrix."""
-        return self.backend.unembedding[self.token_id(token)]
+        return self.backend.unembedding[self.token_id(token)].detach()
 
     def token_id(self, token: int | str) -> int:
         """The id of a word that is one token, or the id itself, checked."""

@@ -4,7 +4,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+from torch import Tensor
 
 from torch_mi.errors import FileError, MIError, ModelError
 from torch_mi.storage import read_json, write_json
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from torch_mi.model import MIModel
+
+R = TypeVar("R")
 
 
 class Result(ABC):
@@ -57,7 +61,7 @@ class Result(ABC):
         return show.html(self)
 
 
-def unpack[R](data: Mapping[str, object], form: str, build: Callable[[dict[str, Any]], R]) -> R:
+def unpack(data: Mapping[str, object], form: str, build: Callable[[dict[str, Any]], R]) -> R:
     """What `build` makes of a saved result that says it has this `form`."""
     if data.get("format") != form:
         raise FileError(f"this is no {form}: its format is {data.get('format')!r}")
@@ -67,13 +71,23 @@ def unpack[R](data: Mapping[str, object], form: str, build: Callable[[dict[str, 
         raise FileError(f"this {form} is broken: {cause!r}") from cause
 
 
-def data_frame(rows: list[dict[str, object]]) -> Any:  # noqa: ANN401 - pandas is optional
+def data_frame(rows: list[dict[str, object]]) -> Any:
     """A pandas DataFrame of these rows."""
     try:
         import pandas as pd  # noqa: PLC0415 - optional
     except ImportError as cause:
         raise MIError("tables for pandas need pandas: pip install pandas") from cause
     return pd.DataFrame(rows)
+
+
+def floats(x: Tensor) -> list[float]:
+    """The entries of a tensor of one axis."""
+    return x.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+def ints(x: Tensor) -> list[int]:
+    """The entries of an integer tensor of one axis."""
+    return x.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def format_probability(p: float) -> str:
@@ -118,3 +132,9 @@ def position_in(length: int, position: int) -> int:
             f"(0 … {length - 1}, or negative from the end)"
         )
     return position % length
+
+
+def text_of(model: "MIModel", prompt: "Tensor | list[int]") -> str:
+    """The text of one prompt's token ids, or the ids themselves where there is no tokenizer."""
+    ids = ints(prompt.reshape(-1)) if isinstance(prompt, Tensor) else prompt
+    return model.decode(ids) if model.has_tokenizer else " ".join(map(str, ids))

@@ -270,11 +270,15 @@ def knocked_out_edges_are_exactly_gone(model: MIModel, tokens: Tensor) -> None:
     if HookPoint.AttnScores not in _editable(model):
         return
     at = tokens.shape[1] // 2
-    spec = HookSpec().capture(HookPoint.AttnPattern).intervene(
-        HookPoint.AttnScores, Knockout(at=At(query=at, key=at))
+    spec = (
+        HookSpec()
+        .capture(HookPoint.AttnPattern)
+        .intervene(HookPoint.AttnScores, Knockout(at=At(query=at, key=at)))
     )
-    blind = HookSpec().capture(HookPoint.AttnPattern).intervene(
-        HookPoint.AttnScores, Knockout(at=At(query=at))
+    blind = (
+        HookSpec()
+        .capture(HookPoint.AttnPattern)
+        .intervene(HookPoint.AttnScores, Knockout(at=At(query=at)))
     )
     seen, dark = model.forward(tokens, spec), model.forward(tokens, blind)
     for layer in range(model.num_layers):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from torch_mi.errors import TokenizerError
@@ -396,24 +396,3 @@ def test_special_tokens_are_known(phi: MITokenizer):
     assert phi.is_special(32000)
     assert not phi.is_special(29871)
     assert phi.pad_id == 32000
-
-
-# --- other kinds of tokenizer ---------------------------------------------------------------------
-
-
-def test_word_pieces_read_as_they_stand_in_a_text():
-    vocab = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "play": 3, "##ing": 4, "a": 5, "chess": 6}
-    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.decoder = decoders.WordPiece()
-    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
-    backend.add_special_tokens(["[CLS]", "[SEP]", "[UNK]"])
-    tokenizer = MITokenizer.from_hf(backend)
-    ids = tokenizer.encode("Playing chess")
-    assert ids == [1, 3, 4, 6, 2]
-    assert tokenizer.to_str_tokens(ids) == ["[CLS]", " play", "ing", " chess", "[SEP]"]
-    assert tokenizer.find_token_id("Chess") == 6
-    with pytest.raises(TokenizerError, match="the vocabulary lacks 'poker'"):
-        tokenizer.find_token_id("poker")
-    assert tokenizer.offsets_of([3, 4, 6]).offsets == ((0, 4), (4, 7), (7, 13))

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from torch_mi.errors import TokenizerError
@@ -134,3 +134,38 @@ def test_broken_settings_name_their_file(tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text('{"a": 1,}')
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json is not valid JSON.*line 1"):
         MITokenizer.from_folder(tmp_path)
+
+
+# --- other kinds of tokenizer ---------------------------------------------------------------------
+
+
+def test_word_pieces_read_as_they_stand_in_a_text():
+    vocab = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "play": 3, "##ing": 4, "a": 5, "chess": 6}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    backend.add_special_tokens(["[CLS]", "[SEP]", "[UNK]"])
+    tokenizer = MITokenizer.from_hf(backend)
+    ids = tokenizer.encode("Playing chess")
+    assert ids == [1, 3, 4, 6, 2]
+    assert tokenizer.to_str_tokens(ids) == ["[CLS]", " play", "ing", " chess", "[SEP]"]
+    assert tokenizer.find_token_id("Chess") == 6
+    with pytest.raises(TokenizerError, match="the vocabulary lacks 'poker'"):
+        tokenizer.find_token_id("poker")
+    assert tokenizer.offsets_of([3, 4, 6]).offsets == ((0, 4), (4, 7), (7, 13))
+
+
+def test_spaces_belong_to_tokens_under_every_post_processor():
+    backend = Tokenizer.from_file(str(TOKENIZERS / "gpt-neox-20b/tokenizer.json"))
+    end = ("<|endoftext|>", 0)
+    template = processors.TemplateProcessing(single=f"{end[0]} $A", special_tokens=[end])
+    for steps in (
+        processors.Sequence([processors.ByteLevel(trim_offsets=True), template]),
+        processors.RobertaProcessing(end, end, trim_offsets=True),
+    ):
+        backend.post_processor = steps
+        encoding = MITokenizer.from_hf(backend).encode_with_offsets("The sun")
+        assert list(encoding.ids) == backend.encode("The sun").ids
+        assert encoding.offsets[:3] == ((0, 0), (0, 3), (3, 7))

@@ -14,7 +14,16 @@ from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
 from torch_mi.prompts import Batch, Prompt
-from torch_mi.results import Result, data_frame, pieces_of, position_in, special_in, unpack
+from torch_mi.results import (
+    Result,
+    data_frame,
+    floats,
+    ints,
+    pieces_of,
+    position_in,
+    special_in,
+    unpack,
+)
 
 FORM = "torch-mi logit lens 1"
 EMBEDDING = -1
@@ -122,7 +131,7 @@ class LogitLensResult(Result):
         """The probability of the target in each layer."""
         return [reading.probability for reading in self._target_readings(position)]
 
-    def to_pandas(self) -> Any:  # noqa: ANN401 - pandas is optional
+    def to_pandas(self) -> Any:
         """A DataFrame with a row for each prediction (needs pandas)."""
         return data_frame(list(self._rows()))
 
@@ -182,7 +191,7 @@ class LogitLensResult(Result):
 
     def _rows(self) -> Iterator[dict[str, object]]:
         for reading in self.readings:
-            place = {
+            place: dict[str, object] = {
                 "layer": reading.layer,
                 "position": reading.position,
                 "after": self.tokens[reading.position],
@@ -213,7 +222,7 @@ def logit_lens(
 ) -> list[LogitLensResult]: ...
 def logit_lens(
     model: MIModel,
-    prompt: Prompt | list[OnePrompt],
+    prompt: Prompt | list[Tensor] | list[OnePrompt],
     *,
     top_k: int = 5,
     position: Positions = -1,
@@ -229,7 +238,7 @@ def logit_lens(
     """
     if not 1 <= top_k <= model.vocab_size:
         raise ModelError(f"top_k={top_k} is out of range: 1 … {model.vocab_size}")
-    if not (isinstance(position, int) or position == "all"):  # pyright: ignore[reportUnnecessaryComparison] - users are untyped
+    if not (isinstance(position, int) or position == "all"):
         raise ModelError(f"position={position!r} is neither a number nor 'all'")
     followed = None if target is None else model.token_id(target)
     batch = model.read_prompt(cast("Prompt", prompt))
@@ -297,7 +306,7 @@ class _Lens:
         rows = max(1, ENTRIES // self.model.vocab_size)
         flat = depth.reshape(-1, depth.shape[-1])
         spots = iter(where)
-        for part in flat.split(rows):
+        for part in torch.split(flat, rows):
             logits = self.model.project_to_vocab(part).float()
             for found, target in self._ranked(logits):
                 layer, place = next(spots)
@@ -312,19 +321,15 @@ class _Lens:
         chances = logs.gather(-1, ids).exp()
         followed = [None] * len(logits) if self.target is None else _standing(logits, self.target)
         for row in range(len(logits)):
-            scores, numbers = best[row].tolist(), ids[row].tolist()
-            found = sorted(
-                zip(scores, numbers, chances[row].tolist(), strict=True),
-                key=lambda item: (-item[0], item[1]),
+            numbers = ints(ids[row])
+            found = map(
+                TokenPrediction,
+                numbers,
+                pieces_of(self.model, numbers),
+                floats(chances[row]),
+                floats(best[row]),
             )
-            pieces = pieces_of(self.model, [number for _, number, _ in found])
-            yield (
-                tuple(
-                    TokenPrediction(number, piece, chance, score)
-                    for (score, number, chance), piece in zip(found, pieces, strict=True)
-                ),
-                followed[row],
-            )
+            yield tuple(sorted(found, key=lambda p: (-p.logit, p.token_id))), followed[row]
 
 
 def _standing(logits: Tensor, target: int) -> list[TargetReading]:
@@ -332,15 +337,10 @@ def _standing(logits: Tensor, target: int) -> list[TargetReading]:
     own = logits[:, target, None]
     ahead = (logits > own).sum(-1) + (logits[:, :target] == own).sum(-1)
     chances = logits.log_softmax(-1)[:, target].exp()
-    return [
-        TargetReading(rank + 1, chance, score)
-        for rank, chance, score in zip(
-            ahead.tolist(), chances.tolist(), own[:, 0].tolist(), strict=True
-        )
-    ]
+    return list(map(TargetReading, ints(ahead + 1), floats(chances), floats(own[:, 0])))
 
 
-def _texts(prompt: Prompt | list[OnePrompt]) -> Sequence[object]:
+def _texts(prompt: Prompt | list[Tensor] | list[OnePrompt]) -> Sequence[object]:
     """The prompts one by one; text where they are text."""
     return [prompt] if isinstance(prompt, str | Tensor) else [*prompt, None]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from torch_mi.hooks.point import HookPoint
@@ -26,6 +26,16 @@ class Run:
     """Where the tokens, those before included, are real; `None` if all are."""
     explicit: bool = False
     """Attention step by step in every layer, for bit-stable results."""
+
+
+@dataclass(frozen=True)
+class FinalNorm:
+    """The linear part of the final norm, once its denominator is held."""
+
+    gain: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"] | None
+    centred: bool
+    """Whether the mean is taken off first."""
 
 
 @runtime_checkable
@@ -68,6 +78,21 @@ class MIBackend(Protocol):
     @property
     def unembedding(self) -> Tensor:
         """The unembedding matrix [vocab, d_model]."""
+        ...
+
+    @property
+    def final_norm(self) -> FinalNorm:
+        """What the final norm does to a normalised vector."""
+        ...
+
+    @property
+    def norms_attention_output(self) -> bool:
+        """Whether a norm stands between attention and the residual stream."""
+        ...
+
+    @property
+    def adds_attention_bias(self) -> bool:
+        """Whether attention adds a bias of its own to the residual stream."""
         ...
 
     @property

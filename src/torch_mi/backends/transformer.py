@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from torch_mi.backends.protocol import Run
-from torch_mi.config.transformer import TransformerConfig
+from torch_mi.backends.protocol import FinalNorm, Run
+from torch_mi.config.transformer import NormType, TransformerConfig
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.attention import Attention, softcap
@@ -55,8 +55,8 @@ class Transformer(nn.Module):
         self.head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         if cfg.tie_word_embeddings:
             self.head.weight = self.tokens.weight
-        absent = {HookPoint.PosEmbed} | (set() if cfg.gated_mlp else {HookPoint.MlpPreLinear})
-        self.hook_points = frozenset(HookPoint) - absent
+        absent = [HookPoint.PosEmbed, *([] if cfg.gated_mlp else [HookPoint.MlpPreLinear])]
+        self.hook_points = frozenset(HookPoint) - frozenset(absent)
         self.read_only = frozenset[HookPoint]()
         self.always_explicit = cfg.attn_logit_softcapping is not None
 
@@ -83,6 +83,21 @@ class Transformer(nn.Module):
     @property
     def unembedding(self) -> Tensor:
         return self.head.weight
+
+    @property
+    def final_norm(self) -> FinalNorm:
+        centred = self.cfg.norm_type is NormType.Layer
+        bias = None if self.norm.bias is None else self.norm.bias.detach()
+        plus = 1 if self.cfg.norm_type is NormType.RmsPlusOne else 0
+        return FinalNorm(self.norm.weight.detach() + plus, bias, centred)
+
+    @property
+    def norms_attention_output(self) -> bool:
+        return self.cfg.use_post_norms
+
+    @property
+    def adds_attention_bias(self) -> bool:
+        return self.cfg.o_proj_bias
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType, TracebackType
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 BIN_INDEX = "pytorch_model.bin.index.json"
 BIN_SINGLE = "pytorch_model.bin"
+
+LENGTH_BYTES = 8
+"""What a safetensors file begins with: the length of its header."""
 
 MAX_HEADER = 100_000_000
 """The longest header that safetensors accepts."""
@@ -75,6 +78,7 @@ class WeightFiles:
     legacy: bool
 
 
+@runtime_checkable
 class _Shard(Protocol):
     """One open weight file."""
 
@@ -84,6 +88,7 @@ class _Shard(Protocol):
     def tensor(self, name: str) -> Tensor: ...
 
 
+@runtime_checkable
 class _Header(Protocol):
     """What a safetensors header says of one tensor."""
 
@@ -91,6 +96,7 @@ class _Header(Protocol):
     def get_dtype(self) -> str: ...
 
 
+@runtime_checkable
 class _SafeFile(Protocol):
     """The part of `safetensors.safe_open` used here, typed."""
 
@@ -316,12 +322,12 @@ def _what_is_wrong(path: Path, cause: Exception) -> str:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            head = file.read(length) if length <= size - 8 else b""
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            head = file.read(length) if length <= size - LENGTH_BYTES else b""
     except OSError:
         return str(cause)
     if not head:
-        if 0 < length < MAX_HEADER:
+        if size > LENGTH_BYTES and 0 < length < MAX_HEADER:
             return f"it is truncated: {size} bytes, less than its header of {length} bytes"
         return f"it is not a safetensors file, or is damaged ({size} bytes)"
     try:
@@ -329,7 +335,7 @@ def _what_is_wrong(path: Path, cause: Exception) -> str:
         ends = [entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__"]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return f"it is not a safetensors file, or is damaged ({size} bytes): {cause}"
-    expected = 8 + length + max(ends, default=0)
+    expected = LENGTH_BYTES + length + max(ends, default=0)
     if size < expected:
         return (
             f"it is truncated: {size} bytes ({human_bytes(size)}) of {expected} "

@@ -50,6 +50,8 @@ def locate(
     local_files_only: bool = False,
 ) -> Source:
     """The model folder that `source` names: a folder as it is, a Hub id downloaded or cached."""
+    if not str(source).strip():
+        raise FileError("an empty name names no model; give a folder or a Hub id like 'org/name'")
     folder = Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:

@@ -64,11 +64,10 @@ class Attention(nn.Module):
         scores = tap(HookPoint.AttnScores, scores.masked_fill(~visible, -torch.inf))
         if tap.edits(HookPoint.AttnScores):
             scores = scores.masked_fill(~visible, -torch.inf)
-        pattern = scores.float().softmax(-1).to(v.dtype)
+        blind = None
         if tap.edits(HookPoint.AttnScores) or sight.padding is not None:
             blind = (scores == -torch.inf).all(-1, keepdim=True)
-            pattern = pattern.masked_fill(blind, 0)
-        pattern = tap(HookPoint.AttnPattern, pattern)
+        pattern = tap(HookPoint.AttnPattern, probabilities(scores, blind).to(v.dtype))
         if tap.edits(HookPoint.AttnPattern) or pattern.requires_grad:
             pattern = pattern.masked_fill(~visible, 0)
         return (pattern @ v).transpose(1, 2)
@@ -108,6 +107,13 @@ class Attention(nn.Module):
         """What each head adds to the attention output; with the bias they sum to it."""
         weight = self.o.weight.view(-1, self.heads, z.shape[-1])
         return torch.einsum("bphd,ehd->bphe", z, weight)
+
+
+def probabilities(scores: Tensor, blind: Tensor | None) -> Tensor:
+    """The softmax in float32; zeros, with gradient zero, in rows that may see nothing."""
+    if blind is None:
+        return scores.float().softmax(-1)
+    return scores.float().masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
 
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:

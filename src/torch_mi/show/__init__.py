@@ -1,2 +1,11 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Results as tables, plots and pages."""
+"""How results look: tables in a terminal, figures, notebook cells, pages.
+
+`text`, `plot` and `html` take any result; `page.write` puts pictures and words on one page.
+"""
+
+from torch_mi.show.notebook import html
+from torch_mi.show.plots import attention, plot
+from torch_mi.show.tables import table, text
+
+__all__ = ["attention", "html", "plot", "table", "text"]

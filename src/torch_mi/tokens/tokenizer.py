@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Text to token ids and back, as the model was trained to read it."""
 
+import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -318,15 +319,16 @@ def _with_offsets(encoding: "tokenizers.Encoding") -> EncodingWithOffsets:
 
 def _keep_spaces(backend: "tokenizers.Tokenizer") -> None:
     """Let a token's place in the text include its leading space, in every tokenizer alike."""
-    from tokenizers import processors  # noqa: PLC0415
-
     steps = backend.post_processor
-    inside = isinstance(steps, processors.Sequence)
-    for part in cast("Iterable[object]", steps) if inside else (steps,):
-        if isinstance(part, processors.ByteLevel | processors.RobertaProcessing):
-            part.trim_offsets = False
-    if steps is not None:
-        backend.post_processor = steps
+    if steps is None:
+        return
+    state = json.loads(steps.__getstate__(), object_hook=_untrimmed)
+    steps.__setstate__(json.dumps(state).encode())  # the one way in for steps inside a sequence
+    backend.post_processor = steps
+
+
+def _untrimmed(step: dict[str, object]) -> dict[str, object]:
+    return step | {"trim_offsets": False} if "trim_offsets" in step else step
 
 
 def _prepend(backend: "tokenizers.Tokenizer", token: str, token_id: int) -> None:

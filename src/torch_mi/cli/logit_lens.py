@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""`torch-mi logit-lens`."""
+
+from typing import Annotated, cast
+
+from typer import BadParameter, Option
+
+from torch_mi.cli import options
+from torch_mi.cli.session import Session
+
+
+def _position(text: str) -> str:
+    if text != "all" and not text.removeprefix("-").isdecimal():
+        raise BadParameter(f"{text!r} is neither a number nor 'all'")
+    return text
+
+
+def logit_lens(  # noqa: PLR0913 - the options are the interface
+    prompt: options.Prompts,
+    *,
+    model: options.Model = "demo",
+    top_k: Annotated[int, Option("--top-k", min=1, metavar="K", help="Tokens per layer.")] = 5,
+    target: Annotated[
+        str | None,
+        Option("--target", metavar="TOKEN", help="A token to follow, as ' Paris', or its id."),
+    ] = None,
+    position: Annotated[
+        str,
+        Option(
+            "--position",
+            metavar="N|all",
+            callback=_position,
+            help="The token to read after, negative from the end; or all of them.",
+        ),
+    ] = "-1",
+    embedding: Annotated[
+        bool, Option("--embedding", help="Begin with the embedding, before layer 0.")
+    ] = False,
+    json: options.Json = None,
+    html: options.Html = None,
+    device: options.Device = None,
+    dtype: options.DtypeOption = options.Dtype.float32,
+    seed: options.Seed = None,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    r"""What each layer would say next, were it the last.
+
+    [bold]torch-mi logit-lens "The capital of France is" --target " Paris"[/]
+    """
+    session = Session(json, html, quiet=quiet, debug=debug)
+    loaded = session.load(model, device, dtype, seed)
+    from torch_mi import show  # noqa: PLC0415 - `--help` must not pay for torch
+    from torch_mi.analysis import lens  # noqa: PLC0415
+
+    with session.busy("reading the layers"):
+        results = lens.logit_lens(
+            loaded,
+            cast("list[str]", list(prompt)),
+            top_k=min(top_k, loaded.vocab_size),
+            position="all" if position == "all" else int(position),
+            target=int(target) if target is not None and target.isdecimal() else target,
+            embedding=embedding,
+        )
+    one = results[0].to_dict() if len(results) == 1 else None
+    session.write_json(one or {"results": [result.to_dict() for result in results]})
+    if html is not None:
+        from torch_mi.show.pages import lens_page  # noqa: PLC0415
+
+        session.write_page(*lens_page(results))
+    for result in results:
+        session.print(show.table(result, session.out.width))

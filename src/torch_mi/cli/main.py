@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""`torch-mi VERB …`: the door, and what is said when something goes wrong."""
+
+import signal
+import sys
+from types import TracebackType
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+
+from torch_mi.cli.demo import demo
+from torch_mi.cli.doctor import doctor
+from torch_mi.cli.download import download
+from torch_mi.cli.generate import generate
+from torch_mi.cli.hooks import hooks
+from torch_mi.cli.inspect import inspect
+from torch_mi.cli.logit_lens import logit_lens
+from torch_mi.cli.session import REPORT
+from torch_mi.cli.tokens import tokens
+from torch_mi.errors import MIError
+
+USER_ERROR, OUR_BUG, INTERRUPTED = 2, 1, 128 + signal.SIGINT
+REPORT_AT = "please report it, with what `--debug` prints"
+
+# what typer raises for wrong arguments: its own copy of click's error, or click's, by its version
+WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+app = typer.Typer(
+    name="torch-mi",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with [bold]torch-mi demo[/].",
+)
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        from torch_mi import __version__  # noqa: PLC0415
+
+        typer.echo(f"torch-mi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def torch_mi(
+    _version_: Annotated[  # noqa: PT019
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Look inside language models: every activation, exactly."""
+
+
+for verb in (demo, logit_lens, generate, tokens, hooks, inspect, download, doctor):
+    app.command(verb.__name__.replace("_", "-"), no_args_is_help=False)(verb)
+
+
+def main() -> None:
+    """Run one verb; errors become one line and an exit code."""
+    sys.excepthook = _last_words
+    try:
+        code = cast("int | None", app(standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except WrongUse as wrong:
+        _say(_usage(wrong))
+        code = USER_ERROR
+    except MIError as error:
+        if REPORT.debug:
+            raise
+        _say(str(error))
+        code = USER_ERROR
+    if code == INTERRUPTED:
+        saved = ", ".join(map(str, REPORT.saved)) or "nothing"
+        _say(f"stopped; saved {saved}", "interrupted")
+    sys.exit(code or 0)
+
+
+def _usage(wrong: typer.BadParameter) -> str:
+    """What is wrong with the arguments, and where to read about them."""
+    message = wrong.format_message().rstrip(".").replace("\n", " ")
+    where = "torch-mi" if wrong.ctx is None else wrong.ctx.command_path
+    return f"{message} (see {where} --help)"
+
+
+def _say(message: str, kind: str = "error") -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]{kind}:[/] ", end="")
+    console.print(message, markup=False)
+
+
+def _last_words(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """An error nobody expected: a line, or with `--debug` the traceback."""
+    if REPORT.debug:
+        sys.__excepthook__(kind, error, trace)
+    elif issubclass(kind, KeyboardInterrupt):
+        _say("stopped; saved nothing", "interrupted")
+    else:
+        _say(f"{kind.__name__}: {error} — this is a bug in torch-mi; {REPORT_AT}", "bug")

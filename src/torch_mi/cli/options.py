@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The options that verbs share, each described once."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+
+class Dtype(StrEnum):
+    """Number formats a model can be held in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+RUN = "How it runs"
+OUT = "What it writes"
+
+Model = Annotated[
+    str,
+    Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A packaged model ([bold]demo[/]), a folder, or a Hub id.",
+    ),
+]
+ModelArgument = Annotated[
+    str, Argument(metavar="[MODEL]", help="A packaged model, a folder, or a Hub id.")
+]
+Prompt = Annotated[str, Argument(metavar="PROMPT", help="The text.")]
+Prompts = Annotated[list[str], Argument(metavar="PROMPT...", help="One text or several.")]
+Device = Annotated[
+    str | None,
+    Option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, mps; the first GPU if there is one.",
+        rich_help_panel=RUN,
+    ),
+]
+DtypeOption = Annotated[
+    Dtype, Option("--dtype", help="The format of the numbers.", rich_help_panel=RUN)
+]
+Seed = Annotated[
+    int | None,
+    Option("--seed", metavar="N", help="Makes chance repeatable.", rich_help_panel=RUN),
+]
+Quiet = Annotated[
+    bool,
+    Option(
+        "--quiet",
+        "-q",
+        help="No progress, no remarks; and no table where a file is written.",
+        rich_help_panel=RUN,
+    ),
+]
+Debug = Annotated[
+    bool, Option("--debug", help="Show tracebacks of errors.", rich_help_panel=RUN)
+]
+Json = Annotated[
+    Path | None,
+    Option("--json", metavar="FILE", help="Write the result as JSON.", rich_help_panel=OUT),
+]
+Html = Annotated[
+    Path | None,
+    Option(
+        "--html",
+        metavar="FILE",
+        help="Write a page with pictures that opens without a network.",
+        rich_help_panel=OUT,
+    ),
+]

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Results as plotly figures."""
+
+from collections.abc import Sequence
+from functools import singledispatch
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from torch_mi.analysis.lens import LensReading, LogitLensResult
+from torch_mi.errors import MIError, ModelError
+from torch_mi.results import format_probability
+from torch_mi.show.heat import ACCENT, Heat, figures, look
+from torch_mi.show.labels import layer_label, markup, one_line, ordinal, tick_labels
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@singledispatch
+def plot(result: object) -> "Figure":
+    """A result as a plotly figure."""
+    raise MIError(f"there is no picture of a {type(result).__name__}")
+
+
+@plot.register(LogitLensResult)
+def _lens(result: LogitLensResult) -> "Figure":
+    return _by_rank(result) if len(result.positions) == 1 else _by_position(result)
+
+
+def _by_position(result: LogitLensResult) -> "Figure":
+    """Layers upwards, positions across; each cell's likeliest token, coloured by probability."""
+    cells = {(r.layer, r.position): r for r in result.readings}
+    grid = [[cells[layer, p] for p in result.positions] for layer in result.layers]
+    rows = [layer_label(layer) for layer in result.layers]
+    columns = tick_labels(result.tokens, result.special)
+    hover = [[_hover(r, result) for r in row] for row in grid]
+    best = Heat(
+        values=[[r.predictions[0].probability for r in row] for row in grid],
+        words=[[markup(r.predictions[0].token, 10) for r in row] for row in grid],
+        rows=rows,
+        columns=columns,
+        hover=hover,
+        column_title="after this token",
+        title="What each layer expects next",
+    )
+    fig = best.figure()
+    if result.target is not None:
+        values = [[0.0 if r.target is None else r.target.probability for r in row] for row in grid]
+        _offer_target(fig, best, values, markup(result.target[1]))
+    return fig
+
+
+def _offer_target(fig: "Figure", best: Heat, values: list[list[float]], name: str) -> None:
+    """A switch between the likeliest tokens and one token's probability."""
+    words = [[f"{100 * p:.0f}" for p in row] for row in values]
+    choices = [
+        ("likeliest token", best.values, best.words),
+        (f"P({name})", values, words),
+    ]
+    fig.update_layout(
+        updatemenus=[
+            {
+                "type": "buttons",
+                "direction": "right",
+                "x": 1,
+                "xanchor": "right",
+                "y": 1.02,
+                "yanchor": "bottom",
+                "buttons": [
+                    {"label": title, "method": "restyle", "args": [{"z": [z], "text": [text]}]}
+                    for title, z, text in choices
+                ],
+            }
+        ]
+    )
+
+
+def _by_rank(result: LogitLensResult) -> "Figure":
+    """Layers upwards, ranks across; beside them, how the target rises."""
+    readings = result.at()
+    heat = Heat(
+        values=[[p.probability for p in r.predictions] for r in readings],
+        words=[
+            [f"{markup(p.token)}  {format_probability(p.probability)}" for p in r.predictions]
+            for r in readings
+        ],
+        rows=[layer_label(r.layer) for r in readings],
+        columns=[ordinal(rank + 1) for rank in range(len(readings[0].predictions))],
+        hover=[[_hover(r, result)] * len(r.predictions) for r in readings],
+        column_title="likeliest next tokens",
+        title=f"What each layer expects after {escape(one_line(result.prompt, 60), quote=False)}",
+    )
+    if result.target is None:
+        return heat.figure()
+    fig = heat.figure()
+    x, _ = heat.axes()
+    fig.add_trace(_rising(result, readings))
+    fig.update_layout(
+        xaxis=x | {"domain": [0, 0.68]},
+        xaxis2={
+            "domain": [0.74, 1],
+            "range": [-0.03, 1.03],
+            "tickformat": ".0%",
+            "tickvals": [0, 0.5, 1],
+            "title": {"text": f"probability of {markup(result.target[1])}"},
+            "gridcolor": "rgba(128,128,128,.25)",
+            "zeroline": False,
+        },
+    )
+    fig.data[0].showscale = False
+    return fig
+
+
+def _rising(result: LogitLensResult, readings: list[LensReading]) -> Any:
+    """The target's probability by layer."""
+    return figures().Scatter(
+        x=result.target_probabilities(),
+        y=list(range(len(readings))),
+        xaxis="x2",
+        mode="lines+markers",
+        line={"color": ACCENT, "width": 2},
+        marker={"size": 8},
+        customdata=[_hover(reading, result) for reading in readings],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _hover(reading: LensReading, result: LogitLensResult) -> str:
+    """A reading in words: where, the likeliest tokens, the target."""
+    after = markup(result.tokens[reading.position])
+    lines = [f"<b>layer {layer_label(reading.layer)}</b>, after {after}"]
+    lines += [f"{format_probability(p.probability):>7}  {markup(p.token)}" for p in reading.predictions]
+    if reading.target is not None and result.target is not None:
+        chance = format_probability(reading.target.probability)
+        lines.append(f"{markup(result.target[1])}: {chance}, rank {reading.target.rank:,}")
+    return "<br>".join(lines)
+
+
+def attention(
+    pattern: Tensor,
+    tokens: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+    special: Sequence[bool] | None = None,
+    title: str = "Where each token looks",
+) -> "Figure":
+    """Attention patterns [query key] or [head query key] as a heat map, with a choice of heads."""
+    heads = pattern[None] if pattern.ndim == 2 else pattern  # noqa: PLR2004
+    if heads.shape[1:] != (len(tokens), len(tokens)):
+        raise ModelError(f"a pattern of {list(pattern.shape)} does not fit {len(tokens)} tokens")
+    named = list(names or [f"head {i}" for i in range(len(heads))])
+    labels = tick_labels(tokens, special or [False] * len(tokens))
+    maps = [_attention_map(head, tokens, labels, title) for head in heads]
+    fig = maps[0].figure()
+    side = max(380, min(820, 40 * len(tokens) + 160))
+    x, y = maps[0].axes()
+    fig.update_layout(
+        height=side,
+        width=side + 90,
+        xaxis=x | {"side": "top", "tickangle": -45},
+        yaxis=y | {"autorange": "reversed", "range": None},
+        margin={"l": 90, "r": 30, "t": 130, "b": 30},
+    )
+    if len(maps) > 1:
+        _offer_heads(fig, maps, named)
+    return fig
+
+
+def _attention_map(head: Tensor, tokens: Sequence[str], labels: list[str], title: str) -> Heat:
+    weights: list[list[float]] = head.detach().float().cpu().tolist()
+    shown = [[w if k <= q else None for k, w in enumerate(row)] for q, row in enumerate(weights)]
+    return Heat(
+        values=shown,
+        rows=labels,
+        columns=labels,
+        words=[["" if w is None or w < 0.005 else f"{w:.2f}" for w in row] for row in shown],  # noqa: PLR2004
+        hover=[
+            [f"{markup(tokens[q])} looks at {markup(tokens[k])}: {w:.3f}" for k, w in enumerate(row)]
+            for q, row in enumerate(weights)
+        ],
+        unit="attention",
+        row_title="from this token",
+        column_title="to this token",
+        title=title,
+        percent=False,
+    )
+
+
+def _offer_heads(fig: "Figure", maps: list[Heat], names: list[str]) -> None:
+    """A menu of heads."""
+    fig.update_layout(
+        updatemenus=[
+            {
+                "x": 1,
+                "xanchor": "right",
+                "y": 1.2,
+                "yanchor": "bottom",
+                "buttons": [
+                    {
+                        "label": name,
+                        "method": "restyle",
+                        "args": [{"z": [m.values], "text": [m.words], "customdata": [m.hover]}],
+                    }
+                    for name, m in zip(names, maps, strict=True)
+                ],
+            }
+        ]
+    )

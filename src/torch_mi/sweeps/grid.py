@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Scores on named axes."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from torch_mi.errors import ModelError
+from torch_mi.manifest import Manifest
+from torch_mi.results import Result, data_frame, floats, unpack
+
+FORM = "torch-mi grid 1"
+Coordinate = int | float | str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Grid(Result):
+    """`values[i, j]` is the score at the i-th place of the first axis, the j-th of the second."""
+
+    title: str
+    metric: str
+    axes: Mapping[str, tuple[Coordinate, ...]]
+    labels: Mapping[str, tuple[str, ...]]
+    """What to write at the places of an axis, where that is more than the place itself."""
+    values: Tensor
+    baseline: float
+    """The score of the run that is edited, without edits."""
+    reference: float | None
+    """The score of the run whose activations were put in, if there is one."""
+    options: Mapping[str, object]
+    """What was asked for: prompts and choices."""
+    manifest: Manifest
+
+    def normalized(self) -> "Grid":
+        """The same with 0 where nothing changed and 1 where the reference's score was reached."""
+        if self.reference is None or self.reference == self.baseline:
+            raise ModelError("there is no reference score that differs from the baseline")
+        values = (self.values - self.baseline) / (self.reference - self.baseline)
+        metric = f"{self.metric}, 0 as unchanged and 1 as the reference"
+        return replace(self, metric=metric, values=values, baseline=0.0, reference=1.0)
+
+    def best(self, k: int = 5) -> list[tuple[dict[str, Coordinate], float]]:
+        """The `k` places whose score is furthest from the baseline, furthest first."""
+        cells = list(self.cells())
+        return sorted(cells, key=lambda cell: -abs(cell[1] - self.baseline))[:k]
+
+    def cells(self) -> Iterator[tuple[dict[str, Coordinate], float]]:
+        """Every place and its score."""
+        places = itertools.product(*self.axes.values())
+        for place, value in zip(places, floats(self.values.flatten()), strict=True):
+            yield dict(zip(self.axes, place, strict=True)), value
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each place (needs pandas)."""
+        return data_frame([{**place, "score": value} for place, value in self.cells()])
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "format": FORM,
+            "title": self.title,
+            "metric": self.metric,
+            "axes": {name: list(places) for name, places in self.axes.items()},
+            "labels": {name: list(labels) for name, labels in self.labels.items()},
+            "values": floats(self.values.flatten()),
+            "baseline": self.baseline,
+            "reference": self.reference,
+            "options": dict(self.options),
+            "manifest": self.manifest.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Self:
+        return unpack(data, FORM, cls._build)
+
+    @classmethod
+    def _build(cls, data: dict[str, Any]) -> Self:
+        axes = {name: tuple(places) for name, places in data["axes"].items()}
+        return cls(
+            data["title"],
+            data["metric"],
+            axes,
+            {name: tuple(labels) for name, labels in data["labels"].items()},
+            torch.tensor(data["values"]).reshape([len(places) for places in axes.values()]),
+            data["baseline"],
+            data["reference"],
+            data["options"],
+            Manifest.from_dict(data["manifest"]),
+        )
