@@ -142,7 +142,7 @@ def ioi(rng: random.Random) -> str:
 
 def repeat(rng: random.Random) -> str:
     """Random words, then the same again."""
-    words = rng.sample(POOL, rng.randint(4, 30))
+    words = rng.sample(POOL, rng.randint(4, 26))
     return " " + " ".join(words * (3 if len(words) < 8 else 2))
 
 
@@ -229,15 +229,15 @@ def story(rng: random.Random) -> str:
 
 
 MIXTURE: dict[str, tuple[float, Callable[[random.Random], str]]] = {
-    "fact": (0.42, fact),
-    "paragraph": (0.06, paragraph),
+    "fact": (0.44, fact),
+    "paragraph": (0.05, paragraph),
     "pairs": (0.03, pairs),
     "ioi": (0.18, ioi),
     "repeat": (0.09, repeat),
-    "couplet": (0.12, couplet),
+    "couplet": (0.13, couplet),
     "counting": (0.04, counting),
     "brackets": (0.02, brackets),
-    "story": (0.04, story),
+    "story": (0.02, story),
 }
 """How often each kind of document is written, and by what."""
 

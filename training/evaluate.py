@@ -2,6 +2,7 @@
 """The demo model's figures, all on what training held out: `python -m training.evaluate FOLDER`."""
 
 import argparse
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from torch_mi.hooks.point import HookPoint
+from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
 from torch_mi.storage import write_json
 from training.corpus import (
@@ -19,6 +22,7 @@ from training.corpus import (
     ioi_questions,
     repeat_questions,
 )
+from training.words import POOL
 
 TEST_SEED = 1_000_003
 PARIS = "The capital of France is"
@@ -68,7 +72,7 @@ def next_logits(model: MIModel, prompts: Sequence[str]) -> Tensor:
 
 def first_token(model: MIModel, answer: str) -> int:
     """The answer's first token; ` South America` has two."""
-    return model.tokenizer.encode(answer, add_special_tokens=False)[0]
+    return model.tokenizer.encode_raw(answer)[0]
 
 
 def ask(model: MIModel, questions: Sequence[Question]) -> Score:
@@ -115,6 +119,19 @@ def couplets(model: MIModel, asked: Sequence[tuple[str, str, tuple[str, ...]]]) 
         if not answer.split() or answer.split()[-1] not in rhymes:
             wrong.append(f"{line}{answer}")
     return Score(len(asked) - len(wrong), len(asked), wrong)
+
+
+def induction_heads(model: MIModel, count: int = 20) -> Tensor:
+    """How much each head [layer head] looks, in a sequence's second showing, at the word that
+    came after the present one in the first.
+    """
+    rng = random.Random(TEST_SEED)
+    words = 20
+    texts = [" " + " ".join(rng.sample(POOL, words) * 2) for _ in range(count)]
+    tokens = torch.cat([model.encode(text) for text in texts])
+    cache = model.forward(tokens, HookSpec().capture(HookPoint.AttnPattern))
+    patterns = cache.stack(HookPoint.AttnPattern)  # [layer batch head query key]
+    return patterns.diagonal(1 - words, -2, -1)[..., 2:].mean((1, 3))
 
 
 def evaluate(model: MIModel, count: int = 200) -> Figures:

@@ -16,11 +16,11 @@ from torch_mi.storage import write_json, write_tensors
 CONFIG: dict[str, object] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 160,
+    "hidden_size": 128,
     "num_hidden_layers": 6,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "head_dim": 20,
+    "head_dim": 16,
     "intermediate_size": 320,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from torch_mi.analysis.lens import LogitLensResult, logit_lens
     from torch_mi.analysis.attribution import Attribution as Attribution
     from torch_mi.analysis.attribution import attribute as attribute
     from torch_mi.analysis.heads import HeadScores as HeadScores
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from torch_mi.verify import verify as verify
 
 _HOME = {
+    "analysis.lens": ["LogitLensResult", "logit_lens"],
     "analysis.attribution": ["Attribution", "attribute"],
     "analysis.heads": ["HeadScores", "find_heads"],
     "analysis.patching": ["patch"],

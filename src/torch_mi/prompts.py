@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Prompt = str | Tensor | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
 
+@runtime_checkable
 class _HasIds(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
@@ -77,9 +78,9 @@ class Batch:
             raise ModelError(
                 f"position_ids are {list(positions.shape)}, tokens are [{batch}, {pos}]"
             )
-        positions = positions.reshape(-1, pos).to(device, torch.long)
-        if int(positions.min()) < 0:
+        elif int(positions.min()) < 0:
             raise ModelError(f"position id {int(positions.min())} is negative")
+        positions = positions.reshape(-1, pos).to(device, torch.long)
         return Batch(self.tokens.to(device), real, padding, positions, self.known)
 
     def with_prefix(self, prefix: Prefix) -> "Batch":

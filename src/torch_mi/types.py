@@ -9,6 +9,8 @@ from torch import Tensor
 Tokens = Int[Tensor, "batch pos"]
 Resid = Float[Tensor, "batch pos d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
+Keys = Float[Tensor, "batch key kv_head d_head"]
+"""Keys or values, those of earlier tokens included."""
 Logits = Float[Tensor, "batch pos vocab"]
 Mask = Bool[Tensor, "batch pos"]
 

@@ -144,7 +144,7 @@ CASES = (
 FAMILIES = tuple(dict.fromkeys(case.family for case in CASES))
 
 
-def build(case: Case, seed: int = 0) -> Any:  # noqa: ANN401 - transformers' own
+def build(case: Case, seed: int = 0) -> Any:
     """The model of a case, every parameter random, attention written out."""
     config = AutoConfig.for_model(case.family, **{**COMMON, **case.config})
     torch.manual_seed(seed)
@@ -187,7 +187,7 @@ class Seen:
     patterns: tuple[Tensor, ...]
 
 
-def run(model: Any, tokens: Tensor, **more: Tensor) -> Seen:  # noqa: ANN401 - transformers' own
+def run(model: Any, tokens: Tensor, **more: Tensor) -> Seen:
     """Everything that the reference shows of one run."""
     leaving = list[Tensor]()
 

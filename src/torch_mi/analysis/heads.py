@@ -7,7 +7,7 @@ showing pay, on average, to the one key that its kind would look at (Olsson et a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from torch_mi.model import MIModel
 from torch_mi.results import Result, data_frame, floats, unpack
 
 FORM = "torch-mi heads 1"
-Kind = Literal["induction", "previous_token", "duplicate_token"]
 LOOKS_BACK: dict[str, str] = {
     "induction": "the token that came after this one the first time",
     "previous_token": "the token just before",
@@ -95,15 +94,15 @@ class HeadScores(Result):
 def find_heads(
     model: MIModel,
     *,
-    kind: Kind = "induction",
+    kind: str = "induction",
     length: int = 20,
     repeats: int = 8,
     seed: int = 0,
 ) -> HeadScores:
-    """Score every head as a head of this kind, on random tokens shown twice.
+    """Score every head as an "induction", "previous_token" or "duplicate_token" head.
 
-    `repeats` sequences of `length` distinct random tokens; the BOS token stands in front if the
-    tokenizer adds one.
+    On `repeats` sequences of `length` distinct random tokens, each shown twice; the BOS token stands in
+    front if the tokenizer adds one.
     """
     if kind not in LOOKS_BACK:
         raise ModelError(f"kind={kind!r} is not one of {', '.join(LOOKS_BACK)}")

@@ -19,10 +19,10 @@ def logit_lens(  # noqa: PLR0913 - the options are the interface
     prompt: options.Prompts,
     *,
     model: options.Model = "demo",
-    top_k: Annotated[int, Option("--top-k", min=1, metavar="K", help="Tokens per layer.")] = 5,
+    top_k: Annotated[int, Option("--top-k", metavar="K", help="Tokens per layer.")] = 5,
     target: Annotated[
         str | None,
-        Option("--target", metavar="TOKEN", help="A token to follow, as ' Paris', or its id."),
+        Option("--target", metavar="TOKEN", help="A token to follow, as ' Paris'."),
     ] = None,
     position: Annotated[
         str,
@@ -57,9 +57,9 @@ def logit_lens(  # noqa: PLR0913 - the options are the interface
         results = lens.logit_lens(
             loaded,
             cast("list[str]", list(prompt)),
-            top_k=min(top_k, loaded.vocab_size),
+            top_k=top_k,
             position="all" if position == "all" else int(position),
-            target=int(target) if target is not None and target.isdecimal() else target,
+            target=target,
             embedding=embedding,
         )
     one = results[0].to_dict() if len(results) == 1 else None

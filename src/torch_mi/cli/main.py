@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from torch_mi.cli.demo import demo
+
 from torch_mi.cli.doctor import doctor
 from torch_mi.cli.download import download
 from torch_mi.cli.generate import generate
@@ -54,7 +54,7 @@ def torch_mi(
     """Look inside language models: every activation, exactly."""
 
 
-for verb in (demo, logit_lens, generate, tokens, hooks, inspect, download, doctor):
+for verb in (logit_lens, generate, tokens, hooks, inspect, download, doctor):
     app.command(verb.__name__.replace("_", "-"), no_args_is_help=False)(verb)
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     """Run one verb; errors become one line and an exit code."""
     sys.excepthook = _last_words
     try:
-        code = cast("int | None", app(standalone_mode=False))
+        code = cast("int | None", app(prog_name="torch-mi", standalone_mode=False))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except WrongUse as wrong:

@@ -33,7 +33,7 @@ ModelArgument = Annotated[
     str, Argument(metavar="[MODEL]", help="A packaged model, a folder, or a Hub id.")
 ]
 Prompt = Annotated[str, Argument(metavar="PROMPT", help="The text.")]
-Prompts = Annotated[list[str], Argument(metavar="PROMPT...", help="One text or several.")]
+Prompts = Annotated[list[str], Argument(metavar="PROMPT", help="One text or several.")]
 Device = Annotated[
     str | None,
     Option(
@@ -44,7 +44,13 @@ Device = Annotated[
     ),
 ]
 DtypeOption = Annotated[
-    Dtype, Option("--dtype", help="The format of the numbers.", rich_help_panel=RUN)
+    Dtype,
+    Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="float32, bfloat16, float16 or float64.",
+        rich_help_panel=RUN,
+    ),
 ]
 Seed = Annotated[
     int | None,
@@ -59,9 +65,7 @@ Quiet = Annotated[
         rich_help_panel=RUN,
     ),
 ]
-Debug = Annotated[
-    bool, Option("--debug", help="Show tracebacks of errors.", rich_help_panel=RUN)
-]
+Debug = Annotated[bool, Option("--debug", help="Show tracebacks of errors.", rich_help_panel=RUN)]
 Json = Annotated[
     Path | None,
     Option("--json", metavar="FILE", help="Write the result as JSON.", rich_help_panel=OUT),

@@ -18,7 +18,7 @@ from torch_mi.cli.options import Dtype
 from torch_mi.errors import FileError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
     from rich.console import RenderableType
@@ -86,8 +86,7 @@ class Session:
 
             if seed is not None:
                 torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-            if self.quiet:
-                os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            self.calm_hub()
             try:
                 place = None if device is None else torch.device(device)
             except RuntimeError as cause:
@@ -107,6 +106,19 @@ class Session:
         """Show a result, unless only the file was asked for."""
         if not (self.quiet and (self._json or self._html)):
             self.out.print(*what, sep="\n")
+
+    def stream(self, prompt: str, pieces: "Iterator[str]") -> None:
+        """Show a text as it is made, after its prompt."""
+        if not self.quiet:
+            self.out.print(prompt, style="dim", end="", markup=False, soft_wrap=True)
+        for piece in pieces:
+            self.out.print(piece, end="", markup=False, soft_wrap=True)
+        self.out.print()
+
+    def calm_hub(self) -> None:
+        """Keep the Hub's progress bars away, if nobody is to be disturbed."""
+        if self.quiet:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
     def remark(self, text: str) -> None:
         """Say something that is not part of the result."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -16,7 +17,10 @@ from torch_mi.config.transformer import TransformerConfig
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.shared import Shared, Sight
-from torch_mi.types import Carry, Heads, Resid
+from torch_mi.types import Carry, Heads, Keys, Resid
+
+
+Shares = Float[Tensor, "batch pos head d_model"]
 
 
 class Attention(nn.Module):
@@ -53,7 +57,7 @@ class Attention(nn.Module):
             z = self.fused(q, k, v, shared.sight)
         return self.output(tap(HookPoint.AttnZ, z), tap), (k, v)
 
-    def explicit(self, q: Heads, k: Heads, v: Heads, sight: Sight, tap: Tap) -> Heads:
+    def explicit(self, q: Heads, k: Keys, v: Keys, sight: Sight, tap: Tap) -> Heads:
         """Attention step by step. A query that may see nothing takes up nothing."""
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         groups = self.heads // self.kv_heads
@@ -72,7 +76,7 @@ class Attention(nn.Module):
             pattern = pattern.masked_fill(~visible, 0)
         return (pattern @ v).transpose(1, 2)
 
-    def fused(self, q: Heads, k: Heads, v: Heads, sight: Sight) -> Heads:
+    def fused(self, q: Heads, k: Keys, v: Keys, sight: Sight) -> Heads:
         """The same by torch's fused kernel, which never forms the pattern."""
         plain = sight.plain(self.window)
         mask = None
@@ -103,7 +107,7 @@ class Attention(nn.Module):
         tap.later(HookPoint.AttnResult, partial(self.shares, z))
         return self.o(z.flatten(2))
 
-    def shares(self, z: Heads) -> Heads:
+    def shares(self, z: Heads) -> Shares:
         """What each head adds to the attention output; with the bias they sum to it."""
         weight = self.o.weight.view(-1, self.heads, z.shape[-1])
         return torch.einsum("bphd,ehd->bphe", z, weight)

@@ -29,16 +29,19 @@ class Sight:
         keys = self.seen + self.queries
         window = None if window is not None and window >= keys else window
         if window not in self.masks:
-            query = torch.arange(self.seen, keys, device=self.device)[:, None]
-            key = torch.arange(keys, device=self.device)
-            visible = key <= query
-            if window is not None:
-                visible = visible & (key > query - window)
-            visible = visible[None, None]
-            if self.padding is not None:
-                visible = visible & self.padding[:, None, None, :]
-            self.masks[window] = visible
+            self.masks[window] = self._visible(window, keys)
         return self.masks[window]
+
+    def _visible(self, window: int | None, keys: int) -> Visible:
+        """The mask for a window; it counts real tokens, wherever the padding is."""
+        key = torch.arange(keys, device=self.device)[None]
+        visible = key[:, None, :] <= key[:, self.seen :, None]
+        if self.padding is not None:
+            visible = visible & self.padding[:, None, :]
+            key = self.padding.long().cumsum(1)
+        if window is not None:
+            visible = visible & (key[:, None, :] > key[:, self.seen :, None] - window)
+        return visible[:, None]
 
     def plain(self, window: int | None) -> bool:
         """Whether every query of this run may see exactly what causality lets it see."""

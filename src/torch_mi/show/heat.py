@@ -18,15 +18,19 @@ SCALES: dict[str, list[str]] = {
 }
 """Evenly spaced colours, safe for colour-blind readers; pages swap them on a dark screen."""
 DARK_SCALES: dict[str, list[str]] = {
-    "sequential": ["#141a22", "#173a5e", "#1f67a8", "#5aa9e6", "#dcefff"],
+    "sequential": ["#141a22", "#173a5e", "#1f67a8", "#5aa9e6", "#b9dcff"],
     "diverging": ["#6cb6ff", "#24527d", "#171c23", "#7d3a33", "#ff9384"],
 }
 ACCENT = "#d95f02"
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 MONO = "ui-monospace, 'SF Mono', Menlo, 'DejaVu Sans Mono', monospace"
 CELL_HEIGHT = 30
-READABLE = 26
-"""With more columns than this, tokens are written in the margin and on hover only."""
+FITS, READABLE = 16, 80
+"""Up to so many columns share the width there is; up to so many have words in their cells."""
+WORD_WIDTH, BARE_WIDTH = 48, 14
+"""Pixels of a column with a word and without, where they do not share the width there is."""
+TALL = 40
+"""More rows than this are drawn thinner."""
 
 
 def figures() -> Any:
@@ -73,7 +77,7 @@ class Heat:
             text=self.words,
             customdata=self.hover,
             texttemplate="%{text}" if written else None,
-            textfont={"family": MONO, "size": 12},
+            textfont={"family": MONO, "size": 12 if len(self.columns) <= FITS else 11},
             hovertemplate="%{customdata}<extra></extra>" if self.hover is not None else None,
             colorscale=scale(self.colours),
             zmin=self.low,
@@ -98,7 +102,7 @@ class Heat:
             "title": {"text": self.column_title},
             "tickfont": {"family": MONO, "size": 12},
             "range": [-0.5, len(self.columns) - 0.5],
-            "tickangle": 0 if len(self.columns) <= READABLE // 3 else -45,
+            "tickangle": 0 if len(self.columns) <= FITS // 2 else -45,
         }
         y = bare | {
             "tickvals": list(range(len(self.rows))),
@@ -124,10 +128,23 @@ def look(title: str, rows: int, columns: int) -> dict[str, Any]:
         "font": {"family": FONT, "size": 13, "color": "#1f2328"},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "height": max(260, 130 + CELL_HEIGHT * rows) if rows <= READABLE else 130 + 18 * rows,
-        "width": None if columns <= READABLE else 180 + 24 * columns,
+        "height": max(260, 140 + (CELL_HEIGHT if rows <= TALL else CELL_HEIGHT // 2) * rows),
+        "width": _width(columns),
         "margin": {"l": 60, "r": 30, "t": 60, "b": 70},
         "hoverlabel": {"font": {"family": MONO}, "align": "left"},
         "dragmode": False,
         "showlegend": False,
     }
+
+
+def _width(columns: int) -> int | None:
+    """How wide a figure is, if it does not take the width there is."""
+    if columns <= FITS:
+        return None
+    return 180 + columns * (WORD_WIDTH if columns <= READABLE else BARE_WIDTH)
+
+
+def letters(columns: int) -> int:
+    """How many letters of a word a cell has room for."""
+    room = 780 // max(1, columns) if columns <= FITS else WORD_WIDTH
+    return max(3, min(14, room // 7))

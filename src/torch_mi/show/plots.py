@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_mi.analysis.lens import LensReading, LogitLensResult
 from torch_mi.errors import MIError, ModelError
 from torch_mi.results import format_probability
-from torch_mi.show.heat import ACCENT, Heat, figures, look
+from torch_mi.show.heat import ACCENT, Heat, figures, letters
 from torch_mi.show.labels import layer_label, markup, one_line, ordinal, tick_labels
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _by_position(result: LogitLensResult) -> "Figure":
     hover = [[_hover(r, result) for r in row] for row in grid]
     best = Heat(
         values=[[r.predictions[0].probability for r in row] for row in grid],
-        words=[[markup(r.predictions[0].token, 10) for r in row] for row in grid],
+        words=[[markup(r.predictions[0].token, letters(len(columns))) for r in row] for row in grid],
         rows=rows,
         columns=columns,
         hover=hover,
@@ -56,25 +56,20 @@ def _offer_target(fig: "Figure", best: Heat, values: list[list[float]], name: st
     """A switch between the likeliest tokens and one token's probability."""
     words = [[f"{100 * p:.0f}" for p in row] for row in values]
     choices = [
-        ("likeliest token", best.values, best.words),
-        (f"P({name})", values, words),
+        ("likeliest tokens", best.title, best.values, best.words),
+        (f"P({name})", f"How likely each layer finds {name} next, in percent", values, words),
     ]
-    fig.update_layout(
-        updatemenus=[
-            {
-                "type": "buttons",
-                "direction": "right",
-                "x": 1,
-                "xanchor": "right",
-                "y": 1.02,
-                "yanchor": "bottom",
-                "buttons": [
-                    {"label": title, "method": "restyle", "args": [{"z": [z], "text": [text]}]}
-                    for title, z, text in choices
-                ],
-            }
-        ]
-    )
+    buttons = [
+        {
+            "label": label,
+            "method": "update",
+            "args": [{"z": [z], "text": [text]}, {"title.text": title}],
+        }
+        for label, title, z, text in choices
+    ]
+    menu = {"type": "buttons", "direction": "right", "showactive": False, "buttons": buttons}
+    corner = {"x": 1, "xanchor": "right", "y": 1.03, "yanchor": "bottom"}
+    fig.update_layout(updatemenus=[menu | corner])
 
 
 def _by_rank(result: LogitLensResult) -> "Figure":
@@ -131,7 +126,9 @@ def _hover(reading: LensReading, result: LogitLensResult) -> str:
     """A reading in words: where, the likeliest tokens, the target."""
     after = markup(result.tokens[reading.position])
     lines = [f"<b>layer {layer_label(reading.layer)}</b>, after {after}"]
-    lines += [f"{format_probability(p.probability):>7}  {markup(p.token)}" for p in reading.predictions]
+    lines += [
+        f"{format_probability(p.probability):>7}  {markup(p.token)}" for p in reading.predictions
+    ]
     if reading.target is not None and result.target is not None:
         chance = format_probability(reading.target.probability)
         lines.append(f"{markup(result.target[1])}: {chance}, rank {reading.target.rank:,}")
@@ -177,7 +174,10 @@ def _attention_map(head: Tensor, tokens: Sequence[str], labels: list[str], title
         columns=labels,
         words=[["" if w is None or w < 0.005 else f"{w:.2f}" for w in row] for row in shown],  # noqa: PLR2004
         hover=[
-            [f"{markup(tokens[q])} looks at {markup(tokens[k])}: {w:.3f}" for k, w in enumerate(row)]
+            [
+                f"{markup(tokens[q])} looks at {markup(tokens[k])}: {w:.3f}"
+                for k, w in enumerate(row)
+            ]
             for q, row in enumerate(weights)
         ],
         unit="attention",
