@@ -20,6 +20,8 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.storage import write_text
 from torch_mi.testing import tiny
 
+from docs import verbs
+
 DOCS = Path(__file__).parent
 
 LAYERS, HEADS, WIDTH, HEAD = 4, 64, 3072, 40
@@ -255,6 +257,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "absent hooks": availability,
     "arithmetic": arithmetic,
     "differences": differences,
+    "common options": verbs.common,
+    "verbs": verbs.reference,
 }
 
 MARKED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training.corpus import documents
-from training.tokenizer import BOS, EOS
+from training.tokenizer import BOS, EOS, SPECIAL
 
 WIDTHS = (11, 13, 17, 21, 24, 36, 68)
 """Documents of similar length share a rectangle; none is longer than the last."""
@@ -42,16 +42,15 @@ def rows(tokenizer: Tokenizer, seed: int, step: int, count: int) -> list[Row]:
     rng = random.Random(f"{seed}/{step}")
     chosen = list(islice(documents(rng.getrandbits(48)), count))
     texts = tokenizer.encode_batch([d.text for d in chosen], add_special_tokens=False)
-    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     found: list[Row] = []
     for document, encoding in zip(chosen, texts, strict=True):
         ids = encoding.ids
         if document.kind == "repeat" and rng.random() < SHUFFLED:
-            ids = shuffled(rng, ids, eos + 1, tokenizer.get_vocab_size())
+            ids = shuffled(rng, ids, len(SPECIAL), tokenizer.get_vocab_size())
         # the first word of the second time round cannot be foretold either
         chance = document.chance + 1 if document.chance else 0
         weights = [CHANCE_WEIGHT] * chance + [1.0] * (len(ids) - chance + 1)
-        found.append(Row([bos, *ids, eos], [0.0, *weights]))
+        found.append(Row([SPECIAL.index(BOS), *ids, SPECIAL.index(EOS)], [0.0, *weights]))
     return found
 
 

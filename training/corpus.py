@@ -93,6 +93,7 @@ FRIENDS = tuple(pair for pair in combinations(NAMES, 2) if not held_out_pair(*pa
 
 
 def say(template: str, subject: str, answer: str) -> str:
+    """The template's sentence for one fact."""
     return template.format(x=subject, y=answer)
 
 
@@ -105,6 +106,7 @@ def fact_sentence(rng: random.Random, relation: Relation, subject: str) -> str:
 
 
 def fact(rng: random.Random) -> str:
+    """Any fact."""
     return fact_sentence(rng, *rng.choice(FACTS))
 
 
@@ -117,7 +119,7 @@ def paragraph(rng: random.Random) -> str:
 
 
 def pairs(rng: random.Random) -> str:
-    """Subjects and answers of one kind as bare pairs: `France -> Paris, Italy -> Rome.`"""
+    """Subjects and answers of one kind as bare pairs, like `France -> Paris, Italy -> Rome.`."""
     relation = rng.choice(RELATIONS)
     chosen = rng.sample(sorted(relation.facts), rng.randint(2, 5))
     return ", ".join(f"{x} -> {relation.facts[x]}" for x in chosen) + "."
@@ -137,6 +139,7 @@ def friends(rng: random.Random) -> tuple[str, str]:
 
 
 def ioi(rng: random.Random) -> str:
+    """One person giving another something."""
     return ioi_sentence(rng, *friends(rng), rng.choice(IOI))
 
 
@@ -270,9 +273,10 @@ def ioi_questions(seed: int, count: int) -> list[Question]:
     unseen = [pair for pair in combinations(NAMES, 2) if held_out_pair(*pair)]
     found: list[Question] = []
     while len(found) < count:
-        pair = rng.choice(unseen)
-        order = pair if rng.random() < 0.5 else pair[::-1]
-        text = ioi_sentence(rng, *order, rng.choice(IOI)).removesuffix(".")
+        first, second = rng.choice(unseen)
+        if rng.random() < 0.5:
+            first, second = second, first
+        text = ioi_sentence(rng, first, second, rng.choice(IOI)).removesuffix(".")
         prompt, answer = text.rsplit(" ", 1)
         found.append(Question("ioi", prompt, " " + answer))
     return found

@@ -77,7 +77,7 @@ def first_token(model: MIModel, answer: str) -> int:
 
 def ask(model: MIModel, questions: Sequence[Question]) -> Score:
     """How many questions' answers are the most likely next token."""
-    best = next_logits(model, [q.prompt for q in questions]).argmax(-1).tolist()
+    best = [int(token) for token in next_logits(model, [q.prompt for q in questions]).argmax(-1)]
     wrong = [
         f"{q.prompt}{model.decode([token])} (not{q.answer})"
         for q, token in zip(questions, best, strict=True)
@@ -122,8 +122,10 @@ def couplets(model: MIModel, asked: Sequence[tuple[str, str, tuple[str, ...]]]) 
 
 
 def induction_heads(model: MIModel, count: int = 20) -> Tensor:
-    """How much each head [layer head] looks, in a sequence's second showing, at the word that
-    came after the present one in the first.
+    """How much each head [layer head] looks at what came after the present word last time.
+
+    Measured in the second showing of random words: attention to the key one after the first
+    showing of the query's own word.
     """
     rng = random.Random(TEST_SEED)
     words = 20

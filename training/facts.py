@@ -18,6 +18,11 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
+def split(text: str) -> tuple[str, ...]:
+    """The words of `text`."""
+    return tuple(text.split())
+
+
 @dataclass(frozen=True)
 class Relation:
     """Facts of one kind, and the templates that can say any of them."""
@@ -105,16 +110,13 @@ raven: black; panther: black; swan: white; snowflake: white; coconut: brown; pot
 walnut: brown; flamingo: pink; pig: pink
 """)
 
-OPPOSITES = {
-    first: second
-    for pair in (
-        "hot cold;big small;up down;happy sad;fast slow;tall short;light dark;old young;"
-        "rich poor;hard soft;wet dry;full empty;open closed;early late;near far;good bad;"
-        "strong weak;clean dirty;loud quiet;deep shallow;thick thin;brave afraid;left right;"
-        "true false"
-    ).split(";")
-    for first, second in (pair.split(), reversed(pair.split()))
-}
+PAIRS = table("""
+hot: cold; big: small; up: down; happy: sad; fast: slow; tall: short; light: dark; old: young;
+rich: poor; hard: soft; wet: dry; full: empty; open: closed; early: late; near: far; good: bad;
+strong: weak; clean: dirty; loud: quiet; deep: shallow; thick: thin; brave: afraid; left: right;
+true: false
+""")
+OPPOSITES = {x: y for pair in PAIRS.items() for x, y in (pair, pair[::-1])}
 
 CAPITAL = Relation(
     "capital",

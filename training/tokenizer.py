@@ -16,7 +16,7 @@ from torch_mi.storage import write_json, write_text
 from training.corpus import documents
 from training.words import NAMES, POOL
 
-BOS, EOS = "<|bos|>", "<|eos|>"
+BOS, EOS = SPECIAL = ("<|bos|>", "<|eos|>")
 SAMPLE = 60_000
 """Documents read; enough that every word has been met in every place where it can stand."""
 MERGES = 128
@@ -40,7 +40,7 @@ def build(seed: int = 0) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=2 + len(alphabet) + MERGES,
-        special_tokens=[BOS, EOS],
+        special_tokens=list(SPECIAL),
         initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
@@ -57,11 +57,11 @@ def finish(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with its splitter, decoder, special tokens and leading BOS."""
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([BOS, EOS])
+    tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A",
         pair=f"{BOS} $A {BOS} $B",
-        special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
+        special_tokens=[(BOS, SPECIAL.index(BOS))],
     )
     return tokenizer
 

@@ -1,42 +1,42 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The names, things and rhymes that the demo model's sentences are made of."""
 
-from training.facts import RELATIONS, lines
+from training.facts import RELATIONS, lines, split
 
-BOYS = (
+BOYS = split(
     "John Tom James Robert David Michael William Richard Joseph Thomas Charles Daniel Matthew "
     "Anthony Mark Paul Steven Andrew Kevin Brian George Edward Peter Jack Henry Bob Sam Max Ben "
     "Adam Eric"
-).split()
-GIRLS = (
+)
+GIRLS = split(
     "Mary Sarah Emma Alice Anna Laura Lisa Karen Nancy Susan Linda Helen Sandra Donna Carol Ruth "
     "Sharon Michelle Kate Amy Julia Jane Lucy Grace Emily Sophie Martha Claire Diana Maria Rachel"
-).split()
-NAMES = tuple(BOYS + GIRLS)
+)
+NAMES = BOYS + GIRLS
 
-PLACES = tuple(
+PLACES = split(
     "store park school beach station restaurant office garden house hospital market museum "
-    "library zoo church bakery cafe harbor farm castle theater bank lake forest".split()
+    "library zoo church bakery cafe harbor farm castle theater bank lake forest"
 )
-OBJECTS = tuple(
+OBJECTS = split(
     "drink book ball bone ring necklace computer kiss letter flower basketball cookie pencil "
-    "ticket present gift sandwich coin key map hat toy phone lamp kite cake guitar camera".split()
+    "ticket present gift sandwich coin key map hat toy phone lamp kite cake guitar camera"
 )
-ADJECTIVES = tuple(
-    "red blue green yellow little big old new shiny pretty small golden soft strange".split()
+ADJECTIVES = split(
+    "red blue green yellow little big old new shiny pretty small golden soft strange"
 )
-ANIMALS = tuple("dog cat horse duck frog mouse bird rabbit fox pony kitten puppy".split())
-NUMBERS = tuple(
+ANIMALS = split("dog cat horse duck frog mouse bird rabbit fox pony kitten puppy")
+NUMBERS = split(
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty".split()
+    "sixteen seventeen eighteen nineteen twenty"
 )
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
+DAYS = split("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = split(
+    "January February March April May June July August September October November December"
 )
 
 RHYMES = tuple(
-    tuple(group.split())
+    split(group)
     for group in lines("""
     cat hat mat bat rat
     dog log hog frog
@@ -105,7 +105,7 @@ Then, {X} and {Y} were at the {place}, and {B} showed a {thing} to {A}.
 As soon as {X} and {Y} came to the {place}, {B} brought a {thing} to {A}.
 """)
 
-OTHER_WORDS = tuple(
+OTHER_WORDS = split(
     "water music winter summer window mountain river bridge paper silver copper engine planet "
     "island desert valley pocket button candle mirror basket ladder bottle pillow blanket carpet "
     "table kitchen cellar attic roof brick cotton wool velvet leather marble butter honey pepper "
@@ -114,7 +114,7 @@ OTHER_WORDS = tuple(
     "sunset morning evening shadow whisper secret promise journey village palace tunnel corner "
     "circle square triangle number letter sentence picture painting statue temple tower wheel "
     "anchor compass lantern rocket robot magnet crystal diamond pearl ribbon feather needle "
-    "run jump walk swim climb sing dance sleep read write build carry throw catch push pull".split()
+    "run jump walk swim climb sing dance sleep read write build carry throw catch push pull"
 )
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from torch_mi.analysis.lens import LogitLensResult, logit_lens
     from torch_mi.analysis.attribution import Attribution as Attribution
     from torch_mi.analysis.attribution import attribute as attribute
     from torch_mi.analysis.heads import HeadScores as HeadScores
     from torch_mi.analysis.heads import find_heads as find_heads
+    from torch_mi.analysis.lens import LogitLensResult as LogitLensResult
+    from torch_mi.analysis.lens import logit_lens as logit_lens
     from torch_mi.analysis.patching import patch as patch
     from torch_mi.cache import HookCache as HookCache
     from torch_mi.cache import Prefix as Prefix
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
     from torch_mi.sweeps.metrics import logit as logit
     from torch_mi.sweeps.metrics import logit_diff as logit_diff
     from torch_mi.sweeps.metrics import prob as prob
+    from torch_mi.tokens.positions import EncodingWithOffsets as EncodingWithOffsets
+    from torch_mi.tokens.positions import convert_positions as convert_positions
+    from torch_mi.tokens.tokenizer import MITokenizer as MITokenizer
     from torch_mi.verify import Verification as Verification
     from torch_mi.verify import verify as verify
 
@@ -67,6 +71,8 @@ _HOME = {
     "analysis.patching": ["patch"],
     "sweeps.grid": ["Grid"],
     "sweeps.metrics": ["Metric", "kl", "log_prob", "logit", "logit_diff", "prob"],
+    "tokens.positions": ["EncodingWithOffsets", "convert_positions"],
+    "tokens.tokenizer": ["MITokenizer"],
     "verify": ["Verification", "verify"],
     "cache": ["HookCache", "Prefix", "Residual"],
     "config.transformer": ["TransformerConfig"],

@@ -15,8 +15,9 @@ from torch_mi.errors import ConfigError, ModelError, TokenizerError
 from torch_mi.families import eos_token_ids, read_config
 from torch_mi.families.names import Plan
 from torch_mi.files import checkpoint, hub
+from torch_mi.manifest import Origin
 from torch_mi.memory import check_fits
-from torch_mi.model import MIModel, Origin
+from torch_mi.model import MIModel
 
 if TYPE_CHECKING:
     from torch_mi.tokens.tokenizer import MITokenizer

@@ -5,6 +5,7 @@ import hashlib
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,20 @@ from torch_mi.hooks.saving import spec_to_dict
 from torch_mi.hooks.spec import HookSpec
 
 _SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from."""
+
+    model_id: str
+    family: str
+    revision: str | None = None
+    eos_ids: tuple[int, ...] = ()
+    folder: Path | None = None
+    """Where its files are."""
+    tokenizer_problem: str = "this model was made without a tokenizer"
+    """Why there is no tokenizer, if there is none."""
 
 
 @dataclass(frozen=True)

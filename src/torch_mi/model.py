@@ -17,7 +17,7 @@ from torch_mi.hooks.coordinates import Frame, Text
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.hooks.trace import Offer, Trace, silent
-from torch_mi.manifest import Manifest, describe_spec, fingerprint, versions
+from torch_mi.manifest import Manifest, Origin, describe_spec, fingerprint, versions
 from torch_mi.prompts import Batch, Prompt, read_prompt
 from torch_mi.types import Carry, Logits, Tokens, numbers
 
@@ -26,20 +26,6 @@ if TYPE_CHECKING:
     from torch_mi.tokens.tokenizer import MITokenizer
 
 AttentionMode = Literal["auto", "explicit"]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model came from."""
-
-    model_id: str
-    family: str
-    revision: str | None = None
-    eos_ids: tuple[int, ...] = ()
-    folder: Path | None = None
-    """Where its files are."""
-    tokenizer_problem: str = "this model was made without a tokenizer"
-    """Why there is no tokenizer, if there is none."""
 
 
 @dataclass(frozen=True)

@@ -187,13 +187,11 @@ def _counted(padding: Tensor | None, prefix: Prefix, pos: int, device: torch.dev
     """Positions counted on from the prefix, padding left out."""
     if padding is None and prefix.positions is None:
         return torch.arange(pos, device=device)[None]
+    here = torch.ones(1, pos, device=device) if padding is None else padding[:, prefix.seen :]
+    steps = here.long().cumsum(1)
     if prefix.positions is None:
-        assert padding is not None
-        return (padding.long().cumsum(1) - 1).clamp(min=0)
-    here = torch.ones(len(prefix.positions), pos, dtype=torch.long, device=device)
-    if padding is not None:
-        here = padding[:, prefix.seen :].long()
+        return (steps - 1).clamp(min=0)
     last = prefix.positions
     if prefix.real is not None:
         last = last.masked_fill(~prefix.real, -1)
-    return (last.amax(1, keepdim=True) + here.cumsum(1)).clamp(min=0)
+    return (last.amax(1, keepdim=True) + steps).clamp(min=0)

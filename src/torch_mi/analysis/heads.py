@@ -101,8 +101,8 @@ def find_heads(
 ) -> HeadScores:
     """Score every head as an "induction", "previous_token" or "duplicate_token" head.
 
-    On `repeats` sequences of `length` distinct random tokens, each shown twice; the BOS token stands in
-    front if the tokenizer adds one.
+    On `repeats` sequences of `length` distinct random tokens, each shown twice; the BOS token
+    stands in front if the tokenizer adds one.
     """
     if kind not in LOOKS_BACK:
         raise ModelError(f"kind={kind!r} is not one of {', '.join(LOOKS_BACK)}")

@@ -5,7 +5,7 @@ from torch_mi.cli import options
 from torch_mi.cli.session import Session
 
 
-def hooks(  # noqa: PLR0913 - the options are the interface
+def hooks(
     model: options.ModelArgument = "demo",
     *,
     json: options.Json = None,

@@ -9,7 +9,6 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-
 from torch_mi.cli.doctor import doctor
 from torch_mi.cli.download import download
 from torch_mi.cli.generate import generate
@@ -46,7 +45,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
 
 @app.callback()
 def torch_mi(
-    _version_: Annotated[  # noqa: PT019
+    _version_: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,

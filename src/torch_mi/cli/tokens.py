@@ -5,7 +5,7 @@ from torch_mi.cli import options
 from torch_mi.cli.session import Session
 
 
-def tokens(  # noqa: PLR0913 - the options are the interface
+def tokens(
     prompt: options.Prompt,
     *,
     model: options.Model = "demo",

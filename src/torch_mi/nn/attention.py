@@ -19,7 +19,6 @@ from torch_mi.hooks.trace import Tap
 from torch_mi.nn.shared import Shared, Sight
 from torch_mi.types import Carry, Heads, Keys, Resid
 
-
 Shares = Float[Tensor, "batch pos head d_model"]
 
 

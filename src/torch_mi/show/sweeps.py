@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""How grids of scores, scores of heads, and shares of a logit look."""
+
+from typing import TYPE_CHECKING
+
+from torch_mi.analysis.attribution import Attribution, Share
+from torch_mi.analysis.heads import LOOKS_BACK, HeadScores
+from torch_mi.errors import MIError
+from torch_mi.results import floats
+from torch_mi.show.heat import ACCENT, Heat, figures, look
+from torch_mi.show.labels import label, markup, one_line
+from torch_mi.show.plots import plot
+from torch_mi.show.tables import WIDTH, plain, table
+from torch_mi.sweeps.grid import Coordinate, Grid
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+FLAT = 2
+"""A picture has two axes."""
+
+
+@plot.register(Grid)
+def _grid(result: Grid) -> "Figure":
+    """Two axes as a heat map around the baseline, one as a line."""
+    if len(result.axes) > FLAT:
+        raise MIError(f"a picture has two axes, this grid {len(result.axes)}: {list(result.axes)}")
+    if len(result.axes) < FLAT:
+        return _line(result)
+    up, across = _upright(result)
+    values = result.values if next(iter(result.axes)) == up else result.values.T
+    rows, columns = _names(result, up), _names(result, across)
+    reach = float((values - result.baseline).abs().max()) or 1.0
+    return Heat(
+        values=[floats(row) for row in values],
+        rows=rows,
+        columns=columns,
+        words=[[f"{value:.2f}" for value in floats(row)] for row in values],
+        hover=[
+            [
+                f"{up} {rows[i]}, {across} {columns[j]}: {value:.4g}"
+                for j, value in enumerate(floats(row))
+            ]
+            for i, row in enumerate(values)
+        ],
+        colours="diverging",
+        low=result.baseline - reach,
+        high=result.baseline + reach,
+        unit=markup(result.metric, 40),
+        row_title=up,
+        column_title=across,
+        title=markup_title(result.title),
+        percent=False,
+    ).figure()
+
+
+def markup_title(title: str) -> str:
+    """A title in plotly's kind of HTML, its spaces as they are."""
+    return title.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _upright(result: Grid) -> tuple[str, str]:
+    """Which axis goes upwards: the layers, if there are layers."""
+    first, second = result.axes
+    return (second, first) if second == "layer" else (first, second)
+
+
+def _names(result: Grid, axis: str) -> list[str]:
+    """What stands at the places of an axis: words where there are any."""
+    words = result.labels.get(axis)
+    if words is None:
+        return [str(place) for place in result.axes[axis]]
+    return [markup(word) for word in words]
+
+
+def _line(result: Grid) -> "Figure":
+    axis = next(iter(result.axes))
+    names = _names(result, axis)
+    fig = figures().Figure(
+        figures().Scatter(
+            x=list(range(len(names))),
+            y=floats(result.values),
+            mode="lines+markers",
+            line={"color": ACCENT, "width": 2},
+            hovertemplate="%{y:.4g}<extra></extra>",
+        )
+    )
+    fig.add_hline(y=result.baseline, line={"dash": "dot", "color": "#8b949e", "width": 1})
+    layout = look(markup_title(result.title), 8, 1)
+    soft = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
+    fig.update_layout(layout)
+    fig.update_layout(
+        xaxis={"tickvals": list(range(len(names))), "ticktext": names, "title": {"text": axis}} | soft,
+        yaxis={"title": {"text": markup(result.metric, 40)}} | soft,
+    )
+    return fig
+
+
+@table.register(Grid)
+def _grid_table(result: Grid, width: int = WIDTH) -> "RenderableType":
+    from rich.console import Group  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    parts = [f"{result.metric} · without edits {result.baseline:.4g}"]
+    if result.reference is not None:
+        parts.append(f"the reference {result.reference:.4g}")
+    head = Text.assemble((result.title, "bold"), "\n", " · ".join(parts))
+    best = plain("furthest from the run without edits")
+    for axis in result.axes:
+        best.add_column(axis, justify="right" if axis not in result.labels else "left")
+    best.add_column("score", justify="right")
+    for place, value in result.best(5):
+        best.add_row(*(_place(result, a, p) for a, p in place.items()), f"{value:.4g}")
+    if len(result.axes) != FLAT:
+        return Group(head, best)
+    return Group(head, _cells(result, width), best)
+
+
+def _place(result: Grid, axis: str, place: Coordinate) -> str:
+    words = result.labels.get(axis)
+    if words is None:
+        return str(place)
+    return f"{label(words[result.axes[axis].index(place)])} ({place})"
+
+
+def _cells(result: Grid, width: int) -> "Table":
+    """The grid itself, as many of its last columns as fit."""
+    up, across = _upright(result)
+    values = result.values if next(iter(result.axes)) == up else result.values.T
+    words = result.labels.get(across, tuple(map(str, result.axes[across])))
+    names = [label(word, 9) for word in words]
+    fit = max(1, (width - 8) // (max(map(len, [*names, "00.00"])) + 2))
+    first = max(0, len(names) - fit)
+    note = f" (the last {fit} of {len(names)})" if first else ""
+    out = plain(f"{up} × {across}{note}")
+    out.add_column(up, justify="right", no_wrap=True)
+    for name in names[first:]:
+        out.add_column(name, justify="right", no_wrap=True)
+    reach = float((values - result.baseline).abs().max()) or 1.0
+    for place, row in zip(result.axes[up], values[:, first:], strict=True):
+        cells = [_score(v, abs(v - result.baseline) / reach) for v in floats(row)]
+        out.add_row(str(place), *cells)
+    return out
+
+
+def _score(value: float, weight: float) -> "Text":
+    from rich.text import Text  # noqa: PLC0415
+
+    style = "bold cyan" if weight > 0.5 else "" if weight > 0.1 else "dim"  # noqa: PLR2004
+    return Text(f"{value:.2f}", style=style)
+
+
+@plot.register(HeadScores)
+def _heads(result: HeadScores) -> "Figure":
+    rows = [floats(row) for row in result.scores]
+    return Heat(
+        values=rows,
+        rows=[str(i) for i in range(len(rows))],
+        columns=[str(i) for i in range(len(rows[0]))],
+        words=[[f"{value:.2f}" for value in row] for row in rows],
+        hover=[
+            [f"layer {i}, head {j}: {value:.3f}" for j, value in enumerate(row)]
+            for i, row in enumerate(rows)
+        ],
+        unit="attention",
+        column_title="head",
+        title=f"Attention to {LOOKS_BACK[result.kind]}",
+        percent=False,
+    ).figure()
+
+
+@table.register(HeadScores)
+def _heads_table(result: HeadScores, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
+    kind = result.kind.replace("_", "-")
+    out = plain(f"{kind} heads · {result.model_id} · chance is {result.chance:.3f}")
+    out.add_column("layer", justify="right")
+    out.add_column("head", justify="right")
+    out.add_column("score", justify="right")
+    for layer, head, score in result.best(8):
+        out.add_row(str(layer), str(head), _score(score, score))
+    out.caption, out.caption_justify = f"mean attention to {LOOKS_BACK[result.kind]}", "left"
+    return out
+
+
+@plot.register(Attribution)
+def _attribution(result: Attribution) -> "Figure":
+    """Layers upwards; heads and the MLP across; the embedding is in the title."""
+    heads = [floats(row) for row in result.heads()]
+    mlps = {share.layer: share.value for share in result.shares if share.kind == "mlp"}
+    rows = [[*row, mlps[i]] for i, row in enumerate(heads)]
+    names = [*(str(i) for i in range(len(heads[0]))), "MLP"]
+    reach = max(abs(value) for row in rows for value in row) or 1.0
+    versus = "" if result.versus is None else f" over {markup(result.versus)}"
+    return Heat(
+        values=rows,
+        rows=[str(i) for i in range(len(rows))],
+        columns=names,
+        words=[[f"{value:+.2f}" for value in row] for row in rows],
+        hover=[
+            [f"layer {i}, {_part(name)}: {v:+.4f}" for name, v in zip(names, row, strict=True)]
+            for i, row in enumerate(rows)
+        ],
+        colours="diverging",
+        low=-reach,
+        high=reach,
+        unit="logit",
+        column_title="head",
+        title=f"What each part adds to the logit of {markup(result.target)}{versus}",
+        percent=False,
+    ).figure()
+
+
+def _part(name: str) -> str:
+    return name if name == "MLP" else f"head {name}"
+
+
+@table.register(Attribution)
+def _attribution_table(result: Attribution, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
+    versus = "" if result.versus is None else f" over {label(result.versus)}"
+    out = plain(
+        f"shares of the logit of {label(result.target)}{versus}: {result.logit:.3f} in all\n"
+        f"{one_line(result.prompt)}"
+    )
+    out.add_column("part")
+    out.add_column("share", justify="right")
+    out.add_column("")
+    best: list[Share] = result.best(12)
+    reach = max((abs(share.value) for share in best), default=1.0) or 1.0
+    for share in best:
+        bar = "█" * round(24 * abs(share.value) / reach)
+        out.add_row(share.name, f"{share.value:+.3f}", f"[{'cyan' if share.value > 0 else 'red'}]{bar}[/]")
+    rest = result.logit - sum(share.value for share in best)
+    out.add_row("all others", f"{rest:+.3f}", "")
+    return out
