@@ -31,7 +31,7 @@ class Shape:
     @property
     def middle(self) -> int:
         """The layer whose residual stream is looked at."""
-        return self.layers // 2
+        return (self.layers - 1) // 2
 
 
 SMALL = Shape(768, 12, 12, 2048, 32000)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from docs import verbs
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.families import FAMILIES, Family
 from torch_mi.families.decoder import LLAMA
@@ -19,8 +20,6 @@ from torch_mi.families.rules import Reader
 from torch_mi.hooks.point import HookPoint
 from torch_mi.storage import write_text
 from torch_mi.testing import tiny
-
-from docs import verbs
 
 DOCS = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from training.corpus import documents
 from training.tokenizer import BOS, EOS, SPECIAL
 
-WIDTHS = (11, 13, 17, 21, 24, 36, 68)
+WIDTHS = (12, 17, 24, 36, 68)
 """Documents of similar length share a rectangle; none is longer than the last."""
 CHANCE_WEIGHT = 0.05
 """What a token counts that nobody could foretell."""

@@ -144,9 +144,9 @@ def ioi(rng: random.Random) -> str:
 
 
 def repeat(rng: random.Random) -> str:
-    """Random words, then the same again."""
-    words = rng.sample(POOL, rng.randint(4, 26))
-    return " " + " ".join(words * (3 if len(words) < 8 else 2))
+    """Random words, then the same again: a few of them many times over, or many twice."""
+    words = rng.sample(POOL, rng.randint(3, 9) if rng.random() < 0.5 else rng.randint(6, 26))
+    return " " + " ".join(words * max(2, 24 // len(words)))
 
 
 def first_line(rng: random.Random, word: str) -> str:

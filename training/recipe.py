@@ -42,18 +42,21 @@ class Recipe:
 
     seed: int = 0
     steps: int = 4000
-    documents: int = 256
+    documents: int = 128
     """Per step."""
     learning_rate: float = 3e-3
-    warm_up: int = 150
-    weight_decay: float = 0.1
+    """Of the embedding and the norms, by AdamW."""
+    matrix_rate: float = 0.01
+    """Of every other matrix, by Muon."""
+    weight_decay: float = 0.02
+    warm_up: int = 100
 
-    def rate(self, step: int) -> float:
-        """The learning rate: up in a line, down along a cosine to nothing."""
+    def pace(self, step: int) -> float:
+        """The part of the learning rates in force: up in a line, down along a cosine to nothing."""
         if step < self.warm_up:
-            return self.learning_rate * (step + 1) / self.warm_up
+            return (step + 1) / self.warm_up
         done = (step - self.warm_up) / max(1, self.steps - self.warm_up)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def first_weights(config: Mapping[str, object], seed: int) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim import AdamW, Muon, Optimizer
 
 from torch_mi.errors import MIError, ModelError
 from torch_mi.model import MIModel
@@ -33,6 +34,11 @@ SHIPPED = (
 )
 
 
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter maps vectors to vectors; an embedding is a table."""
+    return parameter.ndim == 2 and name != "tokens.weight"
+
+
 class Trainer:
     """A model in training: its optimiser, its step, and the folder where both survive."""
 
@@ -44,13 +50,15 @@ class Trainer:
             tokens.save(tokens.build(plan.seed), work)
         self.tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
         self.model = self.load()
-        named = list(self.model.backend.named_parameters())
-        self.parameters: dict[str, Tensor] = dict(named)
-        groups = [
-            {"params": [p for _, p in named if p.ndim > 1], "weight_decay": plan.weight_decay},
-            {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+        self.parameters = dict(self.model.backend.named_parameters())
+        matrices = [p for name, p in self.parameters.items() if is_matrix(name, p)]
+        others = [p for name, p in self.parameters.items() if not is_matrix(name, p)]
+        decay = plan.weight_decay
+        self.optimizers: dict[Optimizer, float] = {
+            Muon(matrices, weight_decay=decay): plan.matrix_rate,
+            AdamW(others, betas=(0.9, 0.98), weight_decay=decay): plan.learning_rate,
+        }
+        """Each optimiser and its learning rate."""
         self.step = self.seconds = self.seen = 0
         if self.resumes:
             self.restore()
@@ -72,20 +80,27 @@ class Trainer:
         self.step, self.seconds, self.seen = (
             int(str(progress[key])) for key in ("step", "seconds", "seen")
         )
-        for name, p in self.parameters.items():
-            self.optimizer.state[p] = {
-                key: state[f"{name}/{key}"] for key in ("exp_avg", "exp_avg_sq", "step")
-            }
+        owner = self.owner()
+        for key, value in state.items():
+            name, kind = key.split("/")
+            p = self.parameters[name]
+            owner[p].state[p][kind] = value
+
+    def owner(self) -> dict[Tensor, Optimizer]:
+        """The optimiser of each parameter."""
+        groups = ((o, group) for o in self.optimizers for group in o.param_groups)
+        return {p: o for o, group in groups for p in group["params"]}
 
     def save(self) -> None:
         """A checkpoint: model, optimiser, then the note that says both are there."""
         config = read_json(self.work / "config.json")
         weights = recipe.hugging_face_weights(self.model, config)
         write_tensors(self.work / "model.safetensors", weights)
+        owner = self.owner()
         state = {
             f"{name}/{key}": value
             for name, p in self.parameters.items()
-            for key, value in self.optimizer.state[p].items()
+            for key, value in owner[p].state[p].items()
         }
         write_tensors(self.work / "optimizer.safetensors", state)
         counters = {"step": self.step, "seconds": self.seconds, "seen": self.seen}
@@ -94,8 +109,9 @@ class Trainer:
     def train_step(self) -> float:
         """One update; the mean loss of its targets."""
         plan = self.plan
-        for group in self.optimizer.param_groups:
-            group["lr"] = plan.rate(self.step)
+        for optimizer, rate in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * plan.pace(self.step)
         found = batches.rectangles(
             batches.rows(self.tokenizer, plan.seed, self.step, plan.documents)
         )
@@ -109,8 +125,9 @@ class Trainer:
             loss += float(part.detach())
             self.seen += int((r.weights > 0).sum())
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         return loss
 

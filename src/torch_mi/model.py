@@ -107,7 +107,7 @@ class MIModel:
         prefix = after or Prefix()
         layers = self._layers(start, stop)
         batch = self._read(start, attention_mask, position_ids, prefix)
-        frame = self._frame(batch, prefix, layers)
+        frame = self._frame(batch, prefix, layers, ends=stop is None)
         trace = Trace(spec, self._offer, frame)
         explicit = attention == "explicit"
         run = Run(batch.positions, prefix.seen, batch.padding, explicit)
@@ -338,20 +338,23 @@ class MIModel:
             batch = self.read_prompt(start)
         return batch.place(mask, positions, prefix, self.device)
 
-    def _frame(self, batch: Batch, prefix: Prefix, layers: range) -> Frame:
+    def _frame(self, batch: Batch, prefix: Prefix, layers: range, *, ends: bool) -> Frame:
         rows, pos = batch.shape
         real = batch.padding
         columns = None
         if real is not None:
             columns = tuple(tuple(numbers(row.nonzero().flatten())) for row in real.cpu())
+        sizes = self.backend.sizes
         if self._tokenizer is not None and batch.known:
             rows_of = batch.with_prefix(prefix).rows
 
             def text(row: int) -> Text:
                 return self.text_of(rows_of()[row])
 
-            return Frame(rows, pos, prefix.seen, self.backend.sizes, layers, columns, text)
-        return Frame(rows, pos, prefix.seen, self.backend.sizes, layers, columns)
+            return Frame(
+                rows, pos, prefix.seen, sizes, layers, columns, text, begins=True, ends=ends
+            )
+        return Frame(rows, pos, prefix.seen, sizes, layers, columns, begins=batch.known, ends=ends)
 
     def _through(
         self, start: "Prompt | Residual", batch: Batch, p: "_Pass"

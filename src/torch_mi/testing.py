@@ -92,9 +92,10 @@ def tiny(
         for name, value in backend.named_parameters():
             noise = torch.randn(value.shape, generator=dice)
             if value.ndim == 1:
-                value.add_(0.3 * noise)
-            else:
-                value.copy_(noise if name == "tokens.weight" else noise / value.shape[1] ** 0.5)
+                noise = name.endswith("weight") + 0.3 * noise
+            elif name != "tokens.weight":
+                noise = noise / value.shape[1] ** 0.5
+            value.copy_(noise)
     backend = backend.to(device, dtype).eval()
     reads = cfg.vocab_size == len(CHARACTERS)
     return MIModel(backend, _characters() if reads else None, Origin(f"tiny:{family}", family))

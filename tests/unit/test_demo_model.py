@@ -182,8 +182,8 @@ def test_transformers_agrees(model: MIModel):
 
 def test_the_rate_rises_then_falls_to_nothing():
     plan = Recipe(steps=1000, warm_up=100)
-    rates = [plan.rate(step) for step in range(1001)]
-    assert max(rates) == plan.learning_rate == rates[100]
-    assert rates[:100] == sorted(rates[:100])
-    assert rates[100:] == sorted(rates[100:], reverse=True)
-    assert rates[1000] == pytest.approx(0)
+    paces = [plan.pace(step) for step in range(1001)]
+    assert max(paces) == 1.0 == paces[100]
+    assert paces[:100] == sorted(paces[:100])
+    assert paces[100:] == sorted(paces[100:], reverse=True)
+    assert paces[1000] == pytest.approx(0)

@@ -121,6 +121,6 @@ def _plain(value: object) -> object:
         return inside if "hidden_size" in inside else {"kind": type(value).__name__} | inside
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in cast("list[object]", list(value))]
+    if isinstance(value, tuple):
+        return [_plain(item) for item in cast("tuple[object, ...]", value)]
     return value

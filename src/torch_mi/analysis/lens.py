@@ -241,7 +241,7 @@ def logit_lens(
     if not (isinstance(position, int) or position == "all"):
         raise ModelError(f"position={position!r} is neither a number nor 'all'")
     followed = None if target is None else model.token_id(target)
-    batch = model.read_prompt(cast("Prompt", prompt))
+    batch = model.read_prompt(_plain(prompt))
     if isinstance(prompt, Tensor) and len(batch.tokens) > 1:
         raise ModelError(f"a tensor of {len(batch.tokens)} prompts; give list(tokens) for several")
     looking = _Lens(model, top_k, position, followed, embedding)
@@ -338,6 +338,13 @@ def _standing(logits: Tensor, target: int) -> list[TargetReading]:
     ahead = (logits > own).sum(-1) + (logits[:, :target] == own).sum(-1)
     chances = logits.log_softmax(-1)[:, target].exp()
     return list(map(TargetReading, ints(ahead + 1), floats(chances), floats(own[:, 0])))
+
+
+def _plain(prompt: Prompt | list[Tensor] | list[OnePrompt]) -> Prompt:
+    """The prompt with lists of numbers where it lists tensors."""
+    if isinstance(prompt, str | Tensor):
+        return prompt
+    return cast("Prompt", [ints(p) if isinstance(p, Tensor) else p for p in prompt])
 
 
 def _texts(prompt: Prompt | list[Tensor] | list[OnePrompt]) -> Sequence[object]:

@@ -7,9 +7,10 @@ the other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
+import torch
 from torch import Tensor
 
 from torch_mi.analysis.heads import HeadScores, find_heads, repeated
@@ -21,7 +22,7 @@ from torch_mi.hooks.interventions import Knockout
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
-from torch_mi.results import pieces_of, special_in
+from torch_mi.results import floats, pieces_of, special_in
 from torch_mi.sweeps.execute import score_cells
 from torch_mi.sweeps.grid import Grid
 from torch_mi.sweeps.metrics import prob
@@ -41,6 +42,8 @@ PAIRS = (
 """Prompts that differ in what matters to their answers, for models of many kinds."""
 CLEAR = 0.25
 """A head that pays this much attention to what its kind looks at is one of that kind."""
+LONG = 3
+"""A word to show has more letters than this, its space included."""
 SHOWN = 8
 """Tokens in the sequence whose attention pattern is shown twice."""
 
@@ -54,6 +57,11 @@ class Pair:
     answer: TokenPrediction
     other: TokenPrediction
     """The answer to the corrupted prompt."""
+
+    @property
+    def metric(self) -> str:
+        """What is measured: the probability of the answer to the clean prompt."""
+        return f"P({self.answer.token!r})"
 
     @property
     def contrast(self) -> float:
@@ -122,7 +130,7 @@ class Tour:
                 "head": head.head,
                 "score": head.score,
                 "tokens": list(head.tokens),
-                "pattern": head.pattern.tolist(),
+                "pattern": [floats(row) for row in head.pattern],
             },
             "pair": {
                 "clean": pair.clean,
@@ -154,8 +162,7 @@ def tour(model: MIModel, pairs: Sequence[tuple[str, str]] = PAIRS) -> Tour:
     best = known[0]
     shown = [pair for pair in known if pair.contrast > CLEAR][:3] or [best]
     lenses = [
-        logit_lens(model, pair.clean, position="all", target=pair.answer.token_id)
-        for pair in shown
+        logit_lens(model, pair.clean, position="all", target=pair.answer.token_id) for pair in shown
     ]
     heads, head = clearest_head(model)
     return Tour(
@@ -165,12 +172,15 @@ def tour(model: MIModel, pairs: Sequence[tuple[str, str]] = PAIRS) -> Tour:
         head=head,
         pair=best,
         cut=cut_edges(model, best),
-        patched=patch(
-            model,
-            best.clean,
-            best.corrupted,
-            at="resid_post",
-            metric=prob(best.answer.token_id),
+        patched=replace(
+            patch(
+                model,
+                best.clean,
+                best.corrupted,
+                at="resid_post",
+                metric=prob(best.answer.token_id),
+            ),
+            metric=best.metric,
         ),
     )
 
@@ -194,7 +204,7 @@ def clearest_head(model: MIModel) -> tuple[HeadScores, HeadPattern]:
     clear = [scores for scores in scored if scores.best(1)[0][2] >= CLEAR]
     chosen = clear[0] if clear else max(scored, key=lambda scores: scores.best(1)[0][2])
     layer, head, score = chosen.best(1)[0]
-    tokens, _ = repeated(model, SHOWN, 1, seed=1)
+    tokens = words_twice(model)
     cache = model.forward(tokens, HookSpec().capture(HookPoint.AttnPattern(layer)))
     ids = model.read_prompt(tokens).rows()[0]
     return chosen, HeadPattern(
@@ -206,6 +216,22 @@ def clearest_head(model: MIModel) -> tuple[HeadScores, HeadPattern]:
         special=special_in(model, ids),
         pattern=cache[HookPoint.AttnPattern(layer)][0, head].float().cpu(),
     )
+
+
+def words_twice(model: MIModel, seed: int = 1) -> Tensor:
+    """Random whole words of the vocabulary, twice [1 pos]; random tokens if it has too few."""
+    tokens, start = repeated(model, SHOWN, 1, seed)
+    pieces = model.tokenizer.to_str_tokens(range(model.tokenizer.vocab_size))
+    words = [i for i, piece in enumerate(pieces) if _is_word(piece)]
+    if len(words) < SHOWN:
+        return tokens
+    order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed))
+    once = torch.tensor(words)[order[:SHOWN]]
+    return torch.cat([tokens[0, :start].cpu(), once, once])[None]
+
+
+def _is_word(piece: str) -> bool:
+    return piece.startswith(" ") and piece.strip().isalpha() and len(piece) > LONG
 
 
 def cut_edges(model: MIModel, pair: Pair) -> CutEdge:
@@ -225,7 +251,7 @@ def cut_edges(model: MIModel, pair: Pair) -> CutEdge:
     chance = float(cut.softmax(-1)[instead])
     grid = Grid(
         title="attention from the last token cut, in all heads of a layer",
-        metric=repr(metric),
+        metric=pair.metric,
         axes={"layer": tuple(layers), "key": tuple(keys)},
         labels={"key": pieces_of(model, ids)},
         values=values,

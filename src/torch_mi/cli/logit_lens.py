@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """`torch-mi logit-lens`."""
 
-from typing import Annotated, cast
+from typing import Annotated
 
 from typer import BadParameter, Option
 
@@ -56,7 +56,7 @@ def logit_lens(  # noqa: PLR0913 - the options are the interface
     with session.busy("reading the layers"):
         results = lens.logit_lens(
             loaded,
-            cast("list[str]", list(prompt)),
+            prompt,
             top_k=top_k,
             position="all" if position == "all" else int(position),
             target=target,

@@ -4,11 +4,13 @@
 import signal
 import sys
 from types import TracebackType
-from typing import Annotated, cast
+from typing import Annotated, Protocol, cast, runtime_checkable
 
 import typer
 from rich.console import Console
+from typer.main import get_command
 
+from torch_mi.cli.demo import demo
 from torch_mi.cli.doctor import doctor
 from torch_mi.cli.download import download
 from torch_mi.cli.generate import generate
@@ -22,8 +24,17 @@ from torch_mi.errors import MIError
 USER_ERROR, OUR_BUG, INTERRUPTED = 2, 1, 128 + signal.SIGINT
 REPORT_AT = "please report it, with what `--debug` prints"
 
-# what typer raises for wrong arguments: its own copy of click's error, or click's, by its version
-WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+@runtime_checkable
+class Complaint(Protocol):
+    """What is wrong with the arguments, as typer says it."""
+
+    ctx: typer.Context | None
+
+    def format_message(self) -> str: ...
+
+
+# the class of typer's complaints: its own copy of click's, or click's itself, by its version
+WrongUse = cast("type[Exception]", typer.BadParameter.__base__)
 
 app = typer.Typer(
     name="torch-mi",
@@ -35,7 +46,7 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+def _version(wanted: bool | None) -> None:  # noqa: FBT001 - typer calls it so
     if wanted:
         from torch_mi import __version__  # noqa: PLC0415
 
@@ -45,15 +56,16 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
 
 @app.callback()
 def torch_mi(
-    _version_: Annotated[
-        bool,
+    *,
+    version: Annotated[
+        bool | None,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
-    ] = False,
+    ] = None,
 ) -> None:
     """Look inside language models: every activation, exactly."""
 
 
-for verb in (logit_lens, generate, tokens, hooks, inspect, download, doctor):
+for verb in (demo, logit_lens, generate, tokens, hooks, inspect, download, doctor):
     app.command(verb.__name__.replace("_", "-"), no_args_is_help=False)(verb)
 
 
@@ -61,11 +73,12 @@ def main() -> None:
     """Run one verb; errors become one line and an exit code."""
     sys.excepthook = _last_words
     try:
-        code = cast("int | None", app(prog_name="torch-mi", standalone_mode=False))
+        command = get_command(app)  # app() would put typer's excepthook in place of ours
+        code = cast("int | None", command(prog_name="torch-mi", standalone_mode=False))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except WrongUse as wrong:
-        _say(_usage(wrong))
+        _say(_usage(cast("Complaint", wrong)))
         code = USER_ERROR
     except MIError as error:
         if REPORT.debug:
@@ -78,7 +91,7 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _usage(wrong: typer.BadParameter) -> str:
+def _usage(wrong: Complaint) -> str:
     """What is wrong with the arguments, and where to read about them."""
     message = wrong.format_message().rstrip(".").replace("\n", " ")
     where = "torch-mi" if wrong.ctx is None else wrong.ctx.command_path

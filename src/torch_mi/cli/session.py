@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -109,9 +110,10 @@ class Session:
 
     def stream(self, prompt: str, pieces: "Iterator[str]") -> None:
         """Show a text as it is made, after its prompt."""
+        first = next(pieces, "")  # where a wrong option is found out
         if not self.quiet:
             self.out.print(prompt, style="dim", end="", markup=False, soft_wrap=True)
-        for piece in pieces:
+        for piece in chain([first], pieces):
             self.out.print(piece, end="", markup=False, soft_wrap=True)
         self.out.print()
 

@@ -139,6 +139,10 @@ class Frame:
     """For padded batches: the columns, counted with `seen`, where each row has its tokens."""
     text: Callable[[int], Text] | None = None
     """The text of a row, if there is a tokenizer."""
+    begins: bool = True
+    """Whether this run embeds tokens, and does not start from a residual stream."""
+    ends: bool = True
+    """Whether this run goes on to the logits."""
 
     def size(self, axis: str) -> int:
         """How long an axis of an activation is in this run."""

@@ -38,8 +38,9 @@ def spec_from_dict(data: Mapping[str, object], tensors: Mapping[str, Tensor]) ->
     """The spec that `spec_to_dict` took apart."""
     if data.get("format") != FORMAT:
         raise FileError(f"this is not a {FORMAT}: its format is {data.get('format')!r}")
-    spec = HookSpec(allow_unfired=bool(data["allow_unfired"]))
+    spec = HookSpec()
     try:
+        spec.allow_unfired = bool(data["allow_unfired"])
         for when, places in cast("dict[When, list[str]]", data["captures"]).items():
             spec.capture(*places, when=when)
         for edit in cast("list[Json]", data["edits"]):
@@ -49,7 +50,7 @@ def spec_from_dict(data: Mapping[str, object], tensors: Mapping[str, Tensor]) ->
         if steering := cast("Json | None", data["state_steering"]):
             scale = cast("float", steering["scale"])
             spec.set_state_steering(StateSteeringSpec(**_state(steering), scale=scale))
-    except (KeyError, TypeError, ValueError) as cause:
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise FileError(f"a saved spec is incomplete or damaged: {cause!r}") from cause
     return spec
 

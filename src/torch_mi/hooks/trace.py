@@ -213,7 +213,7 @@ class Trace:
     def _open(self, place: Place, offer: Offer, frame: Frame) -> list[Site]:
         """The sites for a place, in the layers that this run goes through."""
         hooks = offer.resolve(place)
-        inside = [h for h in hooks if _reached_by(h, frame, offer.n_layers)]
+        inside = [h for h in hooks if _reached_by(h, frame)]
         if not inside:
             raise HookError(f"{place!r} is outside this run, {_extent(frame, offer.n_layers)}")
         return [self._site(hook) for hook in inside]
@@ -235,7 +235,7 @@ class Trace:
                 f"{editable} can be edited"
             )
         hooks = offer.resolve(place)
-        inside = [h for h in hooks if _reached_by(h, frame, offer.n_layers)]
+        inside = [h for h in hooks if _reached_by(h, frame)]
         selection = None if edit.at is None else select(edit.at, point, frame)
         fires = inside and (edit.at is None or selection is not None)
         if not fires and not allow_unfired:
@@ -251,19 +251,22 @@ class Trace:
             self._site(hook).edits.append((edit, selection, receipt))
 
 
-def _reached_by(hook: Hook, frame: Frame, n_layers: int) -> bool:
+def _reached_by(hook: Hook, frame: Frame) -> bool:
     if hook.layer is not None:
         return hook.layer in frame.layers
     if hook.point in (HookPoint.Embed, HookPoint.PosEmbed):
-        return frame.layers.start == 0
-    return frame.layers.stop == n_layers
+        return frame.begins
+    return frame.ends
 
 
 def _extent(frame: Frame, n_layers: int) -> str:
-    whole = frame.layers == range(n_layers)
     layers = "which goes through every layer"
-    if not whole:
+    if not frame.layers:
+        layers = "which goes through no layer"
+    elif frame.layers != range(n_layers):
         layers = f"which goes through layers {frame.layers.start} … {frame.layers.stop - 1}"
+    layers += "" if frame.begins else ", starts from a residual stream"
+    layers += "" if frame.ends else ", stops before the logits"
     return f"{layers}, positions {frame.seen} … {frame.seen + frame.pos - 1}"
 
 

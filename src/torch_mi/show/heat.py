@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """One look for every picture: colours, fonts, and the heat map most of them are."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch_mi.errors import MIError
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure, Heatmap
 
 Colours = Literal["sequential", "diverging"]
 
@@ -50,9 +47,7 @@ def scale(colours: Colours) -> list[list[float | str]]:
 
 @dataclass(frozen=True)
 class Heat:
-    """A heat map: values [row column], rows from the bottom up, with what is written in each cell
-    and what hovering over it says.
-    """
+    """Values [row column], rows from the bottom up; what each cell and hovering over it says."""
 
     values: Sequence[Sequence[float | None]]
     rows: Sequence[str]
@@ -66,10 +61,12 @@ class Heat:
     row_title: str = "layer"
     column_title: str = ""
     title: str = ""
-    percent: bool = field(default=True)
+    percent: bool = True
     """Whether the values are fractions of one, written as percentages."""
+    ticks: Mapping[float, str] | None = None
+    """What the colour bar says, and where; plotly decides unless given."""
 
-    def trace(self) -> "Heatmap":
+    def trace(self) -> Any:
         go = figures()
         written = self.words is not None and len(self.columns) <= READABLE
         return go.Heatmap(
@@ -90,6 +87,8 @@ class Heat:
                 "thickness": 12,
                 "outlinewidth": 0,
                 "tickformat": ".0%" if self.percent else None,
+                "tickvals": None if self.ticks is None else list(self.ticks),
+                "ticktext": None if self.ticks is None else list(self.ticks.values()),
             },
         )
 
@@ -112,7 +111,8 @@ class Heat:
         }
         return x, y
 
-    def figure(self) -> "Figure":
+    def figure(self) -> Any:
+        """The plotly figure; plotly has no types to speak of."""
         x, y = self.axes()
         fig = figures().Figure(self.trace())
         fig.update_layout(

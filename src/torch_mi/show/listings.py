@@ -2,23 +2,22 @@
 """Tables of what a model has: tokens, hooks, weights; and of what a machine has."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch_mi.analysis.anatomy import Anatomy
 from torch_mi.model import MIModel
 from torch_mi.show.labels import label
-from torch_mi.show.tables import WIDTH, plain, table
+from torch_mi.show.tables import WIDTH, plain, table, titled
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 
-def token_table(rows: Sequence[Mapping[str, object]], model_id: str) -> "Table":
+def token_table(rows: Sequence[Mapping[str, object]], model_id: str) -> "RenderableType":
     """The tokens of a text."""
     from rich.text import Text  # noqa: PLC0415
 
-    out = plain(f"{len(rows)} tokens · {model_id}")
+    out = plain()
     out.add_column("position", justify="right")
     out.add_column("id", justify="right")
     out.add_column("token")
@@ -28,12 +27,12 @@ def token_table(rows: Sequence[Mapping[str, object]], model_id: str) -> "Table":
         token = Text(label(str(row["token"]), 40), style=style or "cyan")
         where = "added" if row["special"] else f"{row['start']} … {row['end']}"
         out.add_row(str(row["position"]), str(row["token_id"]), token, where, style=style)
-    return out
+    return titled(f"{len(rows)} tokens · {model_id}", out)
 
 
-def hook_table(model: MIModel) -> "Table":
+def hook_table(model: MIModel) -> "RenderableType":
     """Every kind of place in a model."""
-    out = plain(f"{len(model.hooks)} hooks · {model.origin.model_id} · {model.num_layers} layers")
+    out = plain()
     out.add_column("name", no_wrap=True, style="cyan")
     out.add_column("shape", style="dim")
     out.add_column("meaning")
@@ -45,9 +44,8 @@ def hook_table(model: MIModel) -> "Table":
             if axis != "one"
         ]
         out.add_row(str(point), " ".join(named), point.meaning)
-    out.caption = f"* is the layer, 0 … {model.num_layers - 1}; without one, every layer"
-    out.caption_justify = "left"
-    return out
+    title = f"{len(model.hooks)} hooks · {model.origin.model_id} · {model.num_layers} layers"
+    return titled(title, out, f"* is a layer, 0 … {model.num_layers - 1}; written so, every layer")
 
 
 @table.register(Anatomy)
@@ -63,30 +61,30 @@ def _anatomy(result: Anatomy, width: int = WIDTH) -> "RenderableType":  # noqa: 
     return Group(head, _config(result.config), _weights(result))
 
 
-def _config(config: Mapping[str, object]) -> "Table":
-    out = plain("configuration")
+def _config(config: Mapping[str, object]) -> "RenderableType":
+    out = plain()
     out.add_column("field", style="cyan", no_wrap=True)
     out.add_column("value")
     for name, value in config.items():
         out.add_row(name, _value(value))
-    return out
+    return titled("configuration", out)
 
 
 def _value(value: object) -> str:
     """A field of a configuration; what is the same in every layer is written once."""
-    if isinstance(value, list) and value and all(item == value[0] for item in value):
-        return f"{_value(value[0])} (every layer)"
+    if isinstance(value, list):
+        items = [_value(item) for item in cast("list[object]", value)]
+        return f"{items[0]} (every layer)" if len(set(items)) == 1 else ", ".join(items)
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
-    return (
-        {None: "none", True: "yes", False: "no"}.get(value, str(value))
-        if (value is None or isinstance(value, bool))
-        else str(value)
-    )
+        items = cast("dict[str, object]", value).items()
+        return ", ".join(f"{name} {_value(inside)}" for name, inside in items)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
 
 
-def _weights(result: Anatomy) -> "Table":
-    out = plain("weights")
+def _weights(result: Anatomy) -> "RenderableType":
+    out = plain()
     out.add_column("name", style="cyan", no_wrap=True)
     out.add_column("shape", no_wrap=True)
     out.add_column("parameters", justify="right")
@@ -97,7 +95,7 @@ def _weights(result: Anatomy) -> "Table":
         first = weights[0]
         count = len(weights) * _count(first.shape)
         out.add_row(kind, " × ".join(map(str, first.shape)), f"{count:,}", spread)
-    return out
+    return titled("weights", out)
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -8,28 +8,27 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch_mi.errors import MIError
 from torch_mi.show.heat import DARK_SCALES, SCALES
 from torch_mi.storage import write_text
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Section:
-    """Part of a page. In `words`, an empty line ends a paragraph and backquotes hold code."""
+    """Part of a page.
+
+    In `words`, an empty line ends a paragraph, backquotes hold code, stars stress.
+    """
 
     title: str
     words: str = ""
-    figure: "Figure | None" = None
+    figure: Any = None
+    """A plotly figure, if there is a picture."""
     code: str = ""
-    after: str = ""
-    """Words under the picture."""
 
 
 def write(
@@ -91,7 +90,7 @@ def _section(section: Section) -> str:
     code = f"<pre><code>{escape(section.code)}</code></pre>\n" if section.code else ""
     return (
         f"<section>\n<h2>{escape(section.title)}</h2>\n{_paragraphs(section.words)}{figure}"
-        f"{_paragraphs(section.after)}{code}</section>\n"
+        f"{code}</section>\n"
     )
 
 
@@ -102,4 +101,5 @@ def _paragraphs(words: str, kind: str = "") -> str:
 
 
 def _inline(words: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words, quote=False))
+    code = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words, quote=False))
+    return re.sub(r"\*(\w[\w -]*)\*", r"<em>\1</em>", code)

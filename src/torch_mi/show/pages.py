@@ -2,21 +2,27 @@
 """What the pages of each verb say."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from torch_mi.analysis.anatomy import Anatomy
 from torch_mi.analysis.lens import LogitLensResult
 from torch_mi.results import format_probability
+from torch_mi.show.heat import Heat
 from torch_mi.show.labels import label, one_line
 from torch_mi.show.page import Section
 from torch_mi.show.plots import plot
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 Page = tuple[str, str, list[Section]]
 
 LENS = (
     "Each layer of a language model adds something to a running sum, the residual stream. The "
     "logit lens reads that sum early: it applies the model's last step (final norm and "
-    "unembedding) after every layer, and so shows what the model would say if it stopped there. "
-    "The top row is what it does say. Point at a cell for all its candidates."
+    "unembedding) after every layer, and so shows what the model would say if it stopped there."
 )
+LENS_PICTURE = "The top row is what it does say. Point at a cell for all its candidates."
 
 
 def lens_page(results: Sequence[LogitLensResult]) -> Page:
@@ -24,7 +30,7 @@ def lens_page(results: Sequence[LogitLensResult]) -> Page:
     sections = [
         Section(one_line(result.prompt), lens_summary(result), plot(result)) for result in results
     ]
-    return f"Logit lens · {results[0].model_id}", LENS, sections
+    return f"Logit lens · {results[0].model_id}", f"{LENS} {LENS_PICTURE}", sections
 
 
 def lens_summary(result: LogitLensResult) -> str:
@@ -46,3 +52,41 @@ def lens_summary(result: LogitLensResult) -> str:
         "." if steady == lead else f" and stays in front from layer {steady} on."
     )
     return said.replace("layer -1", "the embedding")
+
+
+def anatomy_page(result: Anatomy) -> Page:
+    """What a model is made of."""
+    lead = f"{result.family}, {result.n_parameters:,} parameters, {result.dtype}."
+    words = (
+        "How large a typical entry of each weight is (the root of its mean square), in each layer. "
+        "Layers that stand out, or weights that are all zero, are worth a look."
+    )
+    return (
+        f"What {result.model_id} is made of",
+        lead,
+        [Section("Weights", words, plot(result), "model.backend.named_parameters()")],
+    )
+
+
+@plot.register(Anatomy)
+def _anatomy(result: Anatomy) -> "Figure":
+    """Layers upwards, kinds of weight across."""
+    kinds = {k: w for k, w in result.kinds().items() if w[0].layer is not None}
+    layers = sorted({w.layer for ws in kinds.values() for w in ws if w.layer is not None})
+    found = {(w.kind, w.layer): w for ws in kinds.values() for w in ws}
+    cells = [[found.get((kind, layer)) for kind in kinds] for layer in layers]
+    values = [[None if w is None else w.rms for w in row] for row in cells]
+    return Heat(
+        values=values,
+        rows=[str(layer) for layer in layers],
+        columns=[kind.split("*.")[-1].removesuffix(".weight") for kind in kinds],
+        words=[["" if w is None else f"{w.rms:.2g}" for w in row] for row in cells],
+        hover=[
+            ["" if w is None else f"{w.name}<br>{list(w.shape)}<br>rms {w.rms:.4g}" for w in row]
+            for row in cells
+        ],
+        high=max((v for row in values for v in row if v is not None), default=1.0),
+        unit="rms",
+        column_title="weight",
+        percent=False,
+    ).figure()

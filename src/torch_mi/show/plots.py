@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_mi.analysis.lens import LensReading, LogitLensResult
 from torch_mi.errors import MIError, ModelError
-from torch_mi.results import format_probability
+from torch_mi.results import floats, format_probability
 from torch_mi.show.heat import ACCENT, Heat, figures, letters
 from torch_mi.show.labels import layer_label, markup, one_line, ordinal, tick_labels
 
@@ -38,7 +38,9 @@ def _by_position(result: LogitLensResult) -> "Figure":
     hover = [[_hover(r, result) for r in row] for row in grid]
     best = Heat(
         values=[[r.predictions[0].probability for r in row] for row in grid],
-        words=[[markup(r.predictions[0].token, letters(len(columns))) for r in row] for row in grid],
+        words=[
+            [markup(r.predictions[0].token, letters(len(columns))) for r in row] for row in grid
+        ],
         rows=rows,
         columns=columns,
         hover=hover,
@@ -52,7 +54,7 @@ def _by_position(result: LogitLensResult) -> "Figure":
     return fig
 
 
-def _offer_target(fig: "Figure", best: Heat, values: list[list[float]], name: str) -> None:
+def _offer_target(fig: Any, best: Heat, values: list[list[float]], name: str) -> None:
     """A switch between the likeliest tokens and one token's probability."""
     words = [[f"{100 * p:.0f}" for p in row] for row in values]
     choices = [
@@ -151,7 +153,7 @@ def attention(
     labels = tick_labels(tokens, special or [False] * len(tokens))
     maps = [_attention_map(head, tokens, labels, title) for head in heads]
     fig = maps[0].figure()
-    side = max(380, min(820, 40 * len(tokens) + 160))
+    side = max(380, min(820, 34 * len(tokens) + 160))
     x, y = maps[0].axes()
     fig.update_layout(
         height=side,
@@ -166,7 +168,7 @@ def attention(
 
 
 def _attention_map(head: Tensor, tokens: Sequence[str], labels: list[str], title: str) -> Heat:
-    weights: list[list[float]] = head.detach().float().cpu().tolist()
+    weights = [floats(row) for row in head.detach().float().cpu()]
     shown = [[w if k <= q else None for k, w in enumerate(row)] for q, row in enumerate(weights)]
     return Heat(
         values=shown,
@@ -188,7 +190,7 @@ def _attention_map(head: Tensor, tokens: Sequence[str], labels: list[str], title
     )
 
 
-def _offer_heads(fig: "Figure", maps: list[Heat], names: list[str]) -> None:
+def _offer_heads(fig: Any, maps: list[Heat], names: list[str]) -> None:
     """A menu of heads."""
     fig.update_layout(
         updatemenus=[

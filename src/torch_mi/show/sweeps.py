@@ -10,13 +10,12 @@ from torch_mi.results import floats
 from torch_mi.show.heat import ACCENT, Heat, figures, look
 from torch_mi.show.labels import label, markup, one_line
 from torch_mi.show.plots import plot
-from torch_mi.show.tables import WIDTH, plain, table
+from torch_mi.show.tables import WIDTH, plain, table, titled
 from torch_mi.sweeps.grid import Coordinate, Grid
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
     from rich.console import RenderableType
-    from rich.table import Table
     from rich.text import Text
 
 FLAT = 2
@@ -50,11 +49,20 @@ def _grid(result: Grid) -> "Figure":
         low=result.baseline - reach,
         high=result.baseline + reach,
         unit=markup(result.metric, 40),
+        ticks=_ticks(result),
         row_title=up,
         column_title=across,
         title=markup_title(result.title),
         percent=False,
     ).figure()
+
+
+def _ticks(result: Grid) -> dict[float, str]:
+    """The ends of the scale and the run without edits, unless they would touch."""
+    low, high = float(result.values.min()), float(result.values.max())
+    near = (high - low) / 10
+    ends = [v for v in (low, high) if abs(v - result.baseline) > near]
+    return {result.baseline: f"{result.baseline:.2f} unedited"} | {v: f"{v:.2f}" for v in ends}
 
 
 def markup_title(title: str) -> str:
@@ -93,7 +101,8 @@ def _line(result: Grid) -> "Figure":
     soft = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
     fig.update_layout(layout)
     fig.update_layout(
-        xaxis={"tickvals": list(range(len(names))), "ticktext": names, "title": {"text": axis}} | soft,
+        xaxis={"tickvals": list(range(len(names))), "ticktext": names, "title": {"text": axis}}
+        | soft,
         yaxis={"title": {"text": markup(result.metric, 40)}} | soft,
     )
     return fig
@@ -108,15 +117,14 @@ def _grid_table(result: Grid, width: int = WIDTH) -> "RenderableType":
     if result.reference is not None:
         parts.append(f"the reference {result.reference:.4g}")
     head = Text.assemble((result.title, "bold"), "\n", " · ".join(parts))
-    best = plain("furthest from the run without edits")
+    best = plain()
     for axis in result.axes:
         best.add_column(axis, justify="right" if axis not in result.labels else "left")
     best.add_column("score", justify="right")
     for place, value in result.best(5):
         best.add_row(*(_place(result, a, p) for a, p in place.items()), f"{value:.4g}")
-    if len(result.axes) != FLAT:
-        return Group(head, best)
-    return Group(head, _cells(result, width), best)
+    far = titled("furthest from the run without edits", best)
+    return Group(head, _cells(result, width), far) if len(result.axes) == FLAT else Group(head, far)
 
 
 def _place(result: Grid, axis: str, place: Coordinate) -> str:
@@ -126,7 +134,7 @@ def _place(result: Grid, axis: str, place: Coordinate) -> str:
     return f"{label(words[result.axes[axis].index(place)])} ({place})"
 
 
-def _cells(result: Grid, width: int) -> "Table":
+def _cells(result: Grid, width: int) -> "RenderableType":
     """The grid itself, as many of its last columns as fit."""
     up, across = _upright(result)
     values = result.values if next(iter(result.axes)) == up else result.values.T
@@ -135,7 +143,7 @@ def _cells(result: Grid, width: int) -> "Table":
     fit = max(1, (width - 8) // (max(map(len, [*names, "00.00"])) + 2))
     first = max(0, len(names) - fit)
     note = f" (the last {fit} of {len(names)})" if first else ""
-    out = plain(f"{up} × {across}{note}")
+    out = plain()
     out.add_column(up, justify="right", no_wrap=True)
     for name in names[first:]:
         out.add_column(name, justify="right", no_wrap=True)
@@ -143,7 +151,7 @@ def _cells(result: Grid, width: int) -> "Table":
     for place, row in zip(result.axes[up], values[:, first:], strict=True):
         cells = [_score(v, abs(v - result.baseline) / reach) for v in floats(row)]
         out.add_row(str(place), *cells)
-    return out
+    return titled(f"{up} × {across}{note}", out)
 
 
 def _score(value: float, weight: float) -> "Text":
@@ -175,14 +183,14 @@ def _heads(result: HeadScores) -> "Figure":
 @table.register(HeadScores)
 def _heads_table(result: HeadScores, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
     kind = result.kind.replace("_", "-")
-    out = plain(f"{kind} heads · {result.model_id} · chance is {result.chance:.3f}")
+    out = plain()
     out.add_column("layer", justify="right")
     out.add_column("head", justify="right")
     out.add_column("score", justify="right")
     for layer, head, score in result.best(8):
         out.add_row(str(layer), str(head), _score(score, score))
-    out.caption, out.caption_justify = f"mean attention to {LOOKS_BACK[result.kind]}", "left"
-    return out
+    title = f"{kind} heads · {result.model_id} · chance is {result.chance:.3f}"
+    return titled(title, out, f"score: mean attention to {LOOKS_BACK[result.kind]}")
 
 
 @plot.register(Attribution)
@@ -220,10 +228,7 @@ def _part(name: str) -> str:
 @table.register(Attribution)
 def _attribution_table(result: Attribution, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
     versus = "" if result.versus is None else f" over {label(result.versus)}"
-    out = plain(
-        f"shares of the logit of {label(result.target)}{versus}: {result.logit:.3f} in all\n"
-        f"{one_line(result.prompt)}"
-    )
+    out = plain()
     out.add_column("part")
     out.add_column("share", justify="right")
     out.add_column("")
@@ -231,7 +236,10 @@ def _attribution_table(result: Attribution, width: int = WIDTH) -> "RenderableTy
     reach = max((abs(share.value) for share in best), default=1.0) or 1.0
     for share in best:
         bar = "█" * round(24 * abs(share.value) / reach)
-        out.add_row(share.name, f"{share.value:+.3f}", f"[{'cyan' if share.value > 0 else 'red'}]{bar}[/]")
+        out.add_row(
+            share.name, f"{share.value:+.3f}", f"[{'cyan' if share.value > 0 else 'red'}]{bar}[/]"
+        )
     rest = result.logit - sum(share.value for share in best)
     out.add_row("all others", f"{rest:+.3f}", "")
-    return out
+    title = f"shares of the logit of {label(result.target)}{versus}: {result.logit:.3f} in all"
+    return titled(f"{title}\n{one_line(result.prompt)}", out)

@@ -35,20 +35,21 @@ def text(result: object, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def plain(title: "str | Text | None" = None) -> "Table":
+def plain() -> "Table":
     """An empty table in our style: a rule under the head and nothing else."""
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
-    )
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+
+
+def titled(title: "str | Text", what: "Table", note: str = "") -> "RenderableType":
+    """A table under its title, which may be wider than it, and over a note."""
+    from rich.console import Group  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    head = Text(title) if isinstance(title, str) else title
+    return Group(head, what, Text(f" {note}\n", style="dim")) if note else Group(head, what)
 
 
 def shade(p: float) -> str:
@@ -64,12 +65,12 @@ def _lens(result: LogitLensResult, width: int = WIDTH) -> "RenderableType":
     head = Text.assemble(
         ("logit lens", "bold"), f" · {result.model_id} · ", (one_line(result.prompt, 48), "italic")
     )
-    if len(result.positions) > 1:
-        return Group(head, _by_position(result, width))
-    return Group(head, _by_rank(result, width))
+    return Group(
+        head, _by_position(result, width) if len(result.positions) > 1 else _by_rank(result, width)
+    )
 
 
-def _by_rank(result: LogitLensResult, width: int) -> "Table":
+def _by_rank(result: LogitLensResult, width: int) -> "RenderableType":
     """One position: layers down, ranks across."""
     readings = result.at()
     where = result.positions[0]
@@ -77,7 +78,7 @@ def _by_rank(result: LogitLensResult, width: int) -> "Table":
     cell = tokens + 10
     room = width - 8 - (0 if result.target is None else 22)
     count = min(len(readings[0].predictions), max(1, room // cell))
-    out = plain(f"what each layer expects after {label(result.tokens[where])} (position {where})")
+    out = plain()
     out.add_column("layer", justify="right", no_wrap=True)
     for rank in range(1, count + 1):
         out.add_column(ordinal(rank), no_wrap=True)
@@ -86,7 +87,8 @@ def _by_rank(result: LogitLensResult, width: int) -> "Table":
         out.add_column("rank", justify="right", no_wrap=True)
     for reading in readings:
         out.add_row(layer_label(reading.layer), *_cells(reading, count, tokens), *_target(reading))
-    return out
+    after = label(result.tokens[where])
+    return titled(f"what each layer expects after {after} (position {where})", out)
 
 
 def _cells(reading: LensReading, count: int, tokens: int) -> "list[Text]":
@@ -113,7 +115,7 @@ def _target(reading: LensReading) -> "list[Text]":
     ]
 
 
-def _by_position(result: LogitLensResult, width: int) -> "Table":
+def _by_position(result: LogitLensResult, width: int) -> "RenderableType":
     """All positions: layers down, positions across, as many of the last ones as fit."""
     from rich.text import Text  # noqa: PLC0415
 
@@ -134,7 +136,7 @@ def _by_position(result: LogitLensResult, width: int) -> "Table":
         shown.insert(0, p)
     left = len(result.positions) - len(shown)
     note = f" (the last {len(shown)} of {len(result.positions)} positions)" if left else ""
-    out = plain(f"the likeliest next token after each token{note}")
+    out = plain()
     out.add_column("layer", justify="right", no_wrap=True)
     for p in shown:
         head = Text(label(result.tokens[p], 10), style="dim" if result.special[p] else "bold")
@@ -143,4 +145,4 @@ def _by_position(result: LogitLensResult, width: int) -> "Table":
         found = [cells[layer, p] for p in shown]
         row = [Text(label(f.token, 10), style=shade(f.probability)) for f in found]
         out.add_row(layer_label(layer), *row)
-    return out
+    return titled(f"the likeliest next token after each token{note}", out)

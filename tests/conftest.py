@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""What all tests share: one thread, the same examples every time."""
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+settings.register_profile("torch-mi", derandomize=True, deadline=None, database=None)
+settings.load_profile("torch-mi")

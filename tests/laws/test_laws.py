@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The public laws, held against tiny models of every family."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.laws import examples
+from torch_mi import testing
+from torch_mi.errors import ConfigError
+from torch_mi.families import FAMILIES
+from torch_mi.hooks.point import HookPoint
+from torch_mi.hooks.spec import HookSpec
+from torch_mi.model import MIModel
+
+# beartype looks at a random item of a list, in strategies too; that decides no example
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
+SLOW = {
+    testing.watching_changes_nothing,
+    testing.identity_edits_change_nothing,
+    testing.edits_reach_no_earlier_position,
+    testing.captures_can_be_differentiated,
+}
+"""Laws that take many runs: one example for each family."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("law", testing.LAWS, ids=lambda law: law.__name__)
+def test_law(law: testing.Law, family: str) -> None:
+    @settings(max_examples=1 if law in SLOW else 4)
+    @given(st.data())
+    def hold(data: st.DataObject) -> None:
+        model = data.draw(examples.models(family))
+        law(model, data.draw(examples.prompts(model)))
+
+    hold()
+
+
+def test_there_is_a_tiny_model_of_every_family() -> None:
+    assert set(testing.OWN) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiny_models_leave_nothing_at_its_default(family: str) -> None:
+    model = testing.tiny(family)
+    for name, value in model.backend.named_parameters():
+        assert value.float().std() > 0.05, f"all of {name} is alike"
+    cfg = model.config
+    assert cfg.head_dim * cfg.num_attention_heads != cfg.hidden_size
+    same = testing.tiny(family)
+    other = testing.tiny(family, seed=1)
+    assert model.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_tiny_models_load_by_name() -> None:
+    model = MIModel.from_pretrained("tiny:gemma2", dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert model.origin.family == "gemma2"
+    assert model.to_str_tokens("a b") == ["<s>", "a", " ", "b"]
+    wanted = testing.tiny("gemma2", dtype=torch.bfloat16)
+    assert model.fingerprint == wanted.fingerprint
+    with pytest.raises(ConfigError, match=r"no tiny model of 'gema2'.*did you mean 'gemma2'"):
+        MIModel.from_pretrained("tiny:gema2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_results_and_bias_are_the_attention_output(family: str) -> None:
+    model = testing.tiny(family)
+    points = (HookPoint.AttnResult, HookPoint.AttnZ, HookPoint.AttnOut)
+    seen = model.forward(testing.random_tokens(model), HookSpec().capture(*points))
+    for layer, block in enumerate(model.backend.blocks):  # pyright: ignore[reportAttributeAccessIssue]
+        result, z, out = (seen[point(layer)] for point in points)
+        weight = block.attn.o.weight.unflatten(1, (model.num_heads, model.head_dim))
+        torch.testing.assert_close(result, torch.einsum("bphd,ehd->bphe", z, weight))
+        mixed = result.sum(2)
+        mixed = mixed if block.attn.o.bias is None else mixed + block.attn.o.bias
+        if block.post1 is not None:
+            rms = (mixed.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
+            mixed = mixed / rms * (1 + block.post1.weight)
+        torch.testing.assert_close(mixed, out, atol=1e-5, rtol=0)
