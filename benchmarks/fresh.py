@@ -41,11 +41,14 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 
 
 def imports(effort: Effort) -> list[Row]:
-    """Import times in fresh processes, in turns, after one turn that warms the file cache."""
+    """Import times in fresh processes, in turns, after one turn that warms the file cache.
+
+    The slow peers take part in the first turns only.
+    """
     names = [name for name, package in IMPORTS.items() if has(package)]
     times = {name: Times() for name in names}
-    for turn in range(effort.least + 1):
-        for name in names:
+    for turn in range(effort.least + 5):
+        for name in names if turn < 4 else names[:2]:
             code = STOPWATCH.format(statement=STATEMENTS[IMPORTS[name]])
             wall, cpu = _answer(["-c", code])
             if turn:
@@ -86,7 +89,7 @@ def loading(scratch: Path, effort: Effort, *, quick: bool) -> list[Row]:
 def _compare(setting: str, folder: Path, warm: Path, shape: Shape, effort: Effort) -> list[Row]:
     ours: list[Loading] = []
     theirs: list[Loading] = []
-    for turn in range(min(effort.least, 5) + 1):
+    for turn in range(min(effort.least, 3) + 1):
         pair = [_load(side, folder, warm) for side in ("torch_mi", "transformers")]
         agree("logits after loading", *(torch.tensor(p.logits) for p in pair))
         if turn:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Running one model in several libraries: bare, capturing everything, capturing one place."""
 
+import ctypes
 import gc
+import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.pairing import Effort, Pair, Row, Work, race, rows
+from benchmarks.pairing import SMOKE, Effort, Pair, Row, Work, race, rows
 from benchmarks.peers import Peers, agree
 from torch_mi.cache import HookCache
 from torch_mi.hooks.point import HookPoint
@@ -21,6 +23,9 @@ OURS = "torch-mi"
 EVERYTHING = "torch-mi, every point"
 LOOKED_AT = "torch-mi, every point, each looked at"
 ONE = "torch-mi, one residual"
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MOST = -1, -3, 2**31 - 1
+"""Names of settings in glibc's `malloc.h`, and the largest value that they take."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,25 @@ def capture(peers: Peers, setting: Setting) -> list[Row]:
     return _measured("capture", peers, setting, works, pairs)
 
 
+def capture_kept(peers: Peers, setting: Setting) -> list[Row]:
+    """The same in a process that does not give memory back to the system between runs.
+
+    A capture has to be put somewhere. By default, glibc returns what the last run held, and the
+    next one waits for the system to hand out the pages again, one by one.
+    """
+    if not keep_memory():
+        return []
+    return [replace(row, setting=f"{row.setting}, memory kept") for row in capture(peers, setting)]
+
+
+def keep_memory() -> bool:
+    """Tell glibc to keep freed memory for the rest of this process; false without a glibc."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(M_MMAP_THRESHOLD, MOST) and libc.mallopt(M_TRIM_THRESHOLD, MOST))
+
+
 def residual(peers: Peers, setting: Setting) -> list[Row]:
     """A run that captures the residual stream after the middle layer."""
     tokens = peers.tokens(setting.length)
@@ -90,7 +114,7 @@ def residual(peers: Peers, setting: Setting) -> list[Row]:
 
 def generation(peers: Peers, setting: Setting) -> list[Row]:
     """Greedy continuation with keys and values carried over."""
-    tokens, new = peers.tokens(setting.length), 64 if setting.effort.least > 2 else 4
+    tokens, new = peers.tokens(setting.length), 64 if setting.effort != SMOKE else 4
     ours = partial(peers.ours.generate, tokens, max_new_tokens=new, use_cache=True)
     theirs = partial(_hf_generate, peers.hf, tokens, new)
     agree(
@@ -99,7 +123,6 @@ def generation(peers: Peers, setting: Setting) -> list[Row]:
         theirs()[0, setting.length :].cpu(),
     )
     works: dict[str, Work] = {OURS: ours, "transformers": theirs}
-    setting = Setting(setting.length, setting.threads, setting.effort)
     return _measured(f"generate {new}", peers, setting, works, [Pair(OURS, "transformers")])
 
 

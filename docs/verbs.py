@@ -73,8 +73,9 @@ def shared() -> dict[str, Parameter]:
 
 def described(p: Parameter) -> str:
     """An option's row of a list: spellings, help, default."""
+    said = re.sub(r"\\\[default: (.*?)\]", r"Default: `\1`.", plain(p.help))
     default = "" if p.default in (None, False) else f" Default: `{p.default}`."
-    return f"- {', '.join(f'`{opt}`' for opt in p.opts)}: {plain(p.help)}{default}"
+    return f"- {', '.join(f'`{opt}`' for opt in p.opts)}: {said}{default}"
 
 
 def common() -> str:

@@ -11,12 +11,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training.corpus import documents
+from training.recipe import Recipe
 from training.tokenizer import BOS, EOS, SPECIAL
 
 WIDTHS = (12, 17, 24, 36, 68)
 """Documents of similar length share a rectangle; none is longer than the last."""
 CHANCE_WEIGHT = 0.05
 """What a token counts that nobody could foretell."""
+ANSWER_WEIGHT = 4.0
+"""What an answer counts, later in training: the fact's, the name, or the rhyme."""
+ANSWERED = ("fact", "paragraph", "ioi", "couplet")
+"""The documents whose last word is an answer."""
 SHUFFLED = 0.35
 """The part of the repeated sequences whose words become any tokens at all."""
 
@@ -37,10 +42,10 @@ class Rectangle:
     weights: Tensor
 
 
-def rows(tokenizer: Tokenizer, seed: int, step: int, count: int) -> list[Row]:
-    """The documents of one training step, a function of seed and step alone."""
-    rng = random.Random(f"{seed}/{step}")
-    chosen = list(islice(documents(rng.getrandbits(48)), count))
+def rows(tokenizer: Tokenizer, plan: Recipe, step: int) -> list[Row]:
+    """The documents of one training step, a function of the recipe and the step alone."""
+    rng = random.Random(f"{plan.seed}/{step}")
+    chosen = list(islice(documents(rng.getrandbits(48)), plan.documents))
     texts = tokenizer.encode_batch([d.text for d in chosen], add_special_tokens=False)
     found: list[Row] = []
     for document, encoding in zip(chosen, texts, strict=True):
@@ -50,6 +55,8 @@ def rows(tokenizer: Tokenizer, seed: int, step: int, count: int) -> list[Row]:
         # the first word of the second time round cannot be foretold either
         chance = document.chance + 1 if document.chance else 0
         weights = [CHANCE_WEIGHT] * chance + [1.0] * (len(ids) - chance + 1)
+        if document.kind in ANSWERED and step >= plan.answers_from:
+            weights[-3] = ANSWER_WEIGHT  # a full stop and the end come after it
         found.append(Row([SPECIAL.index(BOS), *ids, SPECIAL.index(EOS)], [0.0, *weights]))
     return found
 

@@ -41,15 +41,17 @@ class Recipe:
     """Everything that decides what the training leads to."""
 
     seed: int = 0
-    steps: int = 4000
+    steps: int = 4600
     documents: int = 128
     """Per step."""
     learning_rate: float = 3e-3
     """Of the embedding and the norms, by AdamW."""
-    matrix_rate: float = 0.01
+    matrix_rate: float = 0.02
     """Of every other matrix, by Muon."""
     weight_decay: float = 0.02
-    warm_up: int = 100
+    answers_from: int = 800
+    """The step from which answers count more, once sentences are known."""
+    warm_up: int = 60
 
     def pace(self, step: int) -> float:
         """The part of the learning rates in force: up in a line, down along a cosine to nothing."""

@@ -112,9 +112,7 @@ class Trainer:
         for optimizer, rate in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate * plan.pace(self.step)
-        found = batches.rectangles(
-            batches.rows(self.tokenizer, plan.seed, self.step, plan.documents)
-        )
+        found = batches.rectangles(batches.rows(self.tokenizer, plan, self.step))
         total = sum(float(r.weights.sum()) for r in found)
         loss = 0.0
         for r in found:

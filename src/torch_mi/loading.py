@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch_mi.tokens.tokenizer import MITokenizer
 
 DEMO = Path(__file__).parent / "demo"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TINY = "tiny:"
 """What begins the name of a small random model, as in `tiny:gemma2`."""
 
@@ -37,11 +38,14 @@ class Request:
 
 
 def load(
-    source: str | Path, request: Request, device: torch.device | None, dtype: torch.dtype
+    source: str | Path,
+    request: Request,
+    device: str | torch.device | None,
+    dtype: torch.dtype,
 ) -> MIModel:
     """The model in a folder, on the Hub, or in this package."""
-    if not dtype.is_floating_point:
-        raise ModelError(f"dtype={dtype} cannot hold a model; use float32, bfloat16 or float16")
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype={dtype!r} cannot hold a model; use one of {list(DTYPES)}")
     device = _usable(device)
     if isinstance(source, str) and source.startswith(TINY):
         from torch_mi.testing import tiny  # noqa: PLC0415 - only for models made on the spot
@@ -54,7 +58,7 @@ def load(
         plan = family.place(cfg, list(weights.shapes()))
         _check_shapes(plan, weights.shapes())
         needed = sum(torch.Size(p.shape).numel() for p in plan.placements) * dtype.itemsize
-        check_fits(needed, device, f"the weights of {found.model_id}", dtype=dtype)
+        check_fits(needed, device, f"loading {found.model_id}", dtype=dtype)
 
         def fetch(name: str, rows: tuple[int, int] | None) -> Tensor:
             part = weights.tensor(name) if rows is None else weights.rows(name, *rows)
@@ -144,12 +148,21 @@ def _check_shapes(plan: Plan, found: Mapping[str, tuple[int, ...]]) -> None:
             )
 
 
-def _usable(device: torch.device | None) -> torch.device:
+def _usable(wanted: str | torch.device | None) -> torch.device:
     """The device asked for, or the first GPU, or the CPU."""
-    if device is None:
+    if wanted is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device='cuda', but torch sees no GPU here; use device='cpu'")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as cause:
+        raise ModelError(f"device={wanted!r} is no device; use 'cpu', 'cuda' or 'mps'") from cause
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        gpus = torch.cuda.device_count() or "no"
+        raise ModelError(
+            f"device={str(device)!r}, but torch sees {gpus} GPU here; use device='cpu'"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("device='mps', but torch has no Metal here; use device='cpu'")
     return device
 
 

@@ -71,7 +71,7 @@ class MIModel:
         from torch_mi.loading import Request, load  # noqa: PLC0415 - loading builds models
 
         request = Request(revision, token, local_files_only)
-        return load(source, request, None if device is None else torch.device(device), dtype)
+        return load(source, request, device, dtype)
 
     @staticmethod
     def from_hf(hf_model: Any, tokenizer: Any = None) -> "MIModel":

@@ -31,10 +31,13 @@ class Sampling:
 
     def choose(self, logits: Tensor, generator: torch.Generator | None = None) -> int:
         """A token for logits [vocab]; the lowest id among equally likely greedy choices."""
-        row = logits.detach().to("cpu", torch.float32)
+        row = logits.detach().cpu().double()
+        best = row.max()
+        if not bool(best.isfinite()):
+            raise ModelError(f"no token can be chosen: the largest logit is {float(best)}")
         if self.temperature == 0:
-            return int((row == row.max()).nonzero()[0])
-        probs = (row / self.temperature).softmax(-1)
+            return int((row == best).nonzero()[0])
+        probs = ((row - best) / self.temperature).softmax(-1)
         order = probs.argsort(descending=True, stable=True)
         kept = probs[order]
         if self.top_k is not None:

@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import torch_mi
 from torch_mi.analysis.anatomy import Anatomy
+from torch_mi.analysis.attribution import Attribution
+from torch_mi.analysis.heads import HeadScores
 from torch_mi.analysis.lens import LogitLensResult
 from torch_mi.cli import main as door
 from torch_mi.model import MIModel
 from torch_mi.show import page
+from torch_mi.sweeps.grid import Grid
 
 TINY = "tiny:llama"
-VERBS = ("demo", "logit-lens", "generate", "tokens", "hooks", "inspect", "download", "doctor")
+VERBS = [verb.__name__.replace("_", "-") for verb in door.VERBS]
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,29 @@ def test_inspect_measures_the_weights(run: Run, tmp_path: Path):
     found = Anatomy.load(file)
     assert found.n_parameters == MIModel.from_pretrained(TINY).num_parameters
     assert "What tiny:llama is made of" in html.read_text()
+
+
+def test_patch_attribute_and_heads_are_their_functions(run: Run, tmp_path: Path):
+    model = MIModel.from_pretrained(TINY)
+    file, html = tmp_path / "x.json", tmp_path / "x.html"
+    said = int(model.forward("a cat").output[0, -1].argmax())
+
+    ran = run("patch", "a cat", "a dog", "-m", TINY, "--at", "z", "--json", file, "--html", html)
+    assert ran.code == 0
+    expected = torch_mi.patch(model, "a cat", "a dog", at="z", metric=torch_mi.prob(said))
+    assert torch.equal(Grid.load(file).values, expected.values)
+    assert "z of the clean prompt" in ran.out
+
+    ran = run("attribute", "a cat", "-m", TINY, "--versus", "t", "--json", file, "--html", html)
+    shares = torch_mi.attribute(model, "a cat", target=said, versus="t").shares
+    assert Attribution.load(file).shares == shares
+    assert "shares of the logit" in ran.out
+
+    ran = run("heads", TINY, "--kind", "duplicate_token", "--json", file, "--html", html)
+    scores = torch_mi.find_heads(model, kind="duplicate_token").scores
+    assert torch.equal(HeadScores.load(file).scores, scores)
+    assert "duplicate-token heads" in ran.out
+    assert html.read_text().count('<div class="plot">') == 1
 
 
 def test_doctor_looks_around(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -68,12 +68,14 @@ def test_a_verb_from_end_to_end(tmp_path: Path):
     assert file.is_file()
 
 
+@pytest.mark.slow
 def test_colour_is_for_terminals_only_and_never_with_no_color():
     assert "\x1b[" in run("hooks", TINY, FORCE_COLOR="1").stdout
     assert "\x1b[3" not in run("hooks", TINY, FORCE_COLOR="1", NO_COLOR="1").stdout
     assert "\x1b[" not in run("hooks", TINY).stdout
 
 
+@pytest.mark.slow
 def test_an_error_has_no_traceback_unless_asked_for():
     ran = run("hooks", "./nowhere")
     assert (ran.returncode, ran.stdout) == (2, "")
@@ -97,6 +99,7 @@ def test_our_bugs_ask_to_be_reported(tmp_path: Path):
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error():
     for verb in (["hooks", TINY], ["generate", "a", "-m", TINY, "-n", "40"], ["hooks", "--help"]):
         program = subprocess.Popen(
@@ -115,6 +118,7 @@ def test_a_closed_pipe_is_no_error():
         assert errors == ""
 
 
+@pytest.mark.slow
 def test_control_c_stops_with_130_and_one_line(stories: Path):
     program = subprocess.Popen(
         [*COMMAND, "generate", "Once upon a time", "-m", str(stories), "-n", "100000"],
@@ -130,3 +134,9 @@ def test_control_c_stops_with_130_and_one_line(stories: Path):
     _, errors = program.communicate(timeout=60)
     assert program.returncode == 130
     assert errors.strip() == "interrupted: stopped; saved nothing"
+
+
+def test_a_terminal_without_a_letter_shows_another():
+    ran = run("logit-lens", "a cat", "-m", TINY, PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0
+    assert 'logit lens ? tiny:llama ? "a cat"' in ran.stdout

@@ -12,7 +12,6 @@ import contextlib
 import doctest
 import io
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ DEMO = ROOT / "src" / "torch_mi" / "demo" / "model.safetensors"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ARROW = "# ->"
+MINUS_ZERO = re.compile(r"-(0\.0+)(?!\d)")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -77,26 +77,39 @@ def wanted(lines: list[str], first: int, last: int) -> str | None:
     return "\n".join(below) if below else None
 
 
-def run(page: Path, fence: Fence, space: dict[str, object]) -> Iterator[str]:
-    """Run a fence in a namespace; what it gets wrong."""
-    lines = fence.text.split("\n")
-    tree = ast.parse(fence.text)
-    checker, everything = doctest.OutputChecker(), ""
+@dataclass(frozen=True)
+class Outcome:
+    """What a fence printed, and where that is not what the page says."""
+
+    printed: str
+    wrong: list[str]
+
+
+def run(page: Path, fence: Fence, space: dict[str, object]) -> Outcome:
+    """Run a fence in a namespace."""
+    lines, tree = fence.text.split("\n"), ast.parse(fence.text)
+    everything, wrong = "", list[str]()
     for statement in tree.body:
         assert statement.end_lineno is not None
         where = f"{page}:{fence.line + statement.lineno}"
         out, value = io.StringIO(), None
         with contextlib.redirect_stdout(out):
             if isinstance(statement, ast.Expr):
-                code = compile(ast.Expression(statement.value), where, "eval")
-                value = eval(code, space)
+                value = eval(compile(ast.Expression(statement.value), where, "eval"), space)
             else:
                 exec(compile(ast.Module([statement], []), where, "exec"), space)
         printed = out.getvalue()
         everything += printed
         got = printed.strip() if printed else repr(value)
         want = wanted(lines, statement.lineno, statement.end_lineno)
-        if want is not None and not checker.check_output(want + "\n", got + "\n", FLAGS):
-            yield f"{where}: shows {want!r}, but it is {got!r}"
-    if fence.printed is not None and not checker.check_output(fence.printed, everything, FLAGS):
-        yield f"{page}:{fence.line}: prints\n{everything}"
+        if want is not None and not same(want, got):
+            wrong.append(f"{where}: shows {want!r}, but it is {got!r}")
+    if fence.printed is not None and not same(fence.printed, everything):
+        wrong.append(f"{page}:{fence.line}: prints\n{everything}")
+    return Outcome(everything, wrong)
+
+
+def same(want: str, got: str) -> bool:
+    """Whether a page's text fits what came out; a zero has no sign, which is a matter of rounding."""
+    plain = [MINUS_ZERO.sub(r"\1", text.strip()) + "\n" for text in (want, got)]
+    return doctest.OutputChecker().check_output(*plain, FLAGS)

@@ -11,7 +11,9 @@ import torch_mi
 from docs import tables
 from docs.verbs import verbs
 from tests.docs.pages import DEMO, PAGES, ROOT, fences, name, prose, run
+from torch_mi.families import FAMILIES
 from torch_mi.hooks.point import HookPoint
+from torch_mi.testing import tiny
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -35,7 +37,7 @@ def test_snippets_do_what_the_page_says(
         pytest.skip("the demo model is not in this checkout: make demo-models")
     monkeypatch.chdir(tmp_path)
     space: dict[str, object] = {"__name__": "page"}
-    wrong = [problem for fence in snippets for problem in run(page, fence, space)]
+    wrong = [problem for fence in snippets for problem in run(page, fence, space).wrong]
     assert not wrong, "\n".join(wrong)
 
 
@@ -118,6 +120,14 @@ def test_every_page_is_reached_from_the_index() -> None:
 def test_every_hook_point_is_in_the_reference() -> None:
     page = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
     assert all(f"| `{point.name}` |" in page for point in HookPoint)
+
+
+def test_the_readme_counts_right() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    offered = {point for family in FAMILIES for point in tiny(family).backend.hook_points}
+    assert f"**Watch** {len(offered)} kinds of places" in text
+    assert len(FAMILIES) == 7
+    assert "**Load** seven families" in text
 
 
 def test_every_public_name_is_documented() -> None:

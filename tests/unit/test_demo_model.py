@@ -101,9 +101,10 @@ def test_the_same_seed_writes_the_same_corpus():
 
 def test_training_rows_depend_on_seed_and_step_alone():
     tokenizer = batches.Tokenizer.from_file(str(DEMO / "tokenizer.json"))
-    rows = batches.rows(tokenizer, 0, 5, 64)
-    assert rows == batches.rows(tokenizer, 0, 5, 64)
-    assert rows != batches.rows(tokenizer, 0, 6, 64)
+    plan = Recipe(documents=64)
+    rows = batches.rows(tokenizer, plan, 5)
+    assert rows == batches.rows(tokenizer, plan, 5)
+    assert rows != batches.rows(tokenizer, plan, 6)
     grouped = batches.rectangles(rows)
     assert sum(len(r.ids) for r in grouped) == len(rows)
     assert all((r.ids[:, 0] == 0).all() for r in grouped)

@@ -63,7 +63,8 @@ class TestPlaces:
         assert hook == name
         assert hash(hook) == hash(name)
         assert str(hook) == name
-        assert {hook: 1}[name] == {name: 1}[hook] == 1
+        table: dict[str, int] = {hook: 1}
+        assert table[name] == {name: 1}[hook] == 1
         assert (hook.point, hook.layer) == (HookPoint.AttnPattern, 5)
         assert hook != HookPoint.AttnPattern(4)
         assert HookPoint.AttnPattern == "blocks.*.attn.hook_pattern"
@@ -213,7 +214,7 @@ class TestSpec:
         )
         steering = HookSpec().set_state_steering(StateSteeringSpec((0,), scale=2.0))
         with pytest.raises(InterventionError, match="state steering"):
-            steering | HookSpec().set_state_steering(StateSteeringSpec((0,), scale=3.0))
+            steering.extend(HookSpec().set_state_steering(StateSteeringSpec((0,), scale=3.0)))
 
     def test_a_transformer_has_no_state(self) -> None:
         spec = HookSpec().set_state_knockout(StateKnockoutSpec((0,)))

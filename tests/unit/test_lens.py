@@ -216,7 +216,7 @@ def test_a_model_without_a_tokenizer_speaks_in_numbers(llama: MIModel):
 )
 def test_wrong_options_are_named(llama: MIModel, options: dict[str, int], message: str):
     with pytest.raises((ModelError, TokenizerError), match=message):
-        logit_lens(llama, TEXT, **options)  # pyright: ignore[reportArgumentType]
+        logit_lens(llama, TEXT, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def test_several_rows_of_ids_want_a_list(llama: MIModel):

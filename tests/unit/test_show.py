@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,11 @@ def results(model: MIModel) -> list[Result]:
         attribute(model, "a cat", target="t"),
         anatomy(model),
     ]
+
+
+def drawn(figure: Any) -> dict[str, Any]:
+    """A figure as a browser gets it."""
+    return json.loads(figure.to_json())
 
 
 def test_tables_fit_eighty_columns(results: list[Result]):
@@ -92,14 +98,14 @@ def test_labels_show_spaces_and_newlines():
 
 def test_every_result_has_a_figure_of_json(results: list[Result]):
     for result in results:
-        figure = json.loads(result.plot().to_json())
+        figure = drawn(result.plot())
         assert figure["data"]
         assert figure["layout"]["height"] >= 260
 
 
 def test_the_lens_figure_has_layers_upwards(model: MIModel):
     result = logit_lens(model, "a cat", position="all", target="t")
-    figure = result.plot().to_dict()
+    figure = drawn(result.plot())
     heat = figure["data"][0]
     assert list(figure["layout"]["yaxis"]["ticktext"]) == ["0", "1", "2"]
     assert figure["layout"]["yaxis"]["range"] == [-0.5, 2.5]
@@ -115,41 +121,41 @@ def test_the_lens_figure_has_layers_upwards(model: MIModel):
 
 def test_the_target_rises_beside_the_ranks(model: MIModel):
     result = logit_lens(model, "a cat", target="t")
-    heat, line = result.plot().data
-    assert list(line.x) == result.target_probabilities()
-    assert len(heat.z[0]) == 5
+    heat, line = drawn(result.plot())["data"]
+    assert line["x"] == result.target_probabilities()
+    assert len(heat["z"][0]) == 5
 
 
 def test_sixty_tokens_have_their_words_and_three_hundred_do_not(model: MIModel):
-    heat = logit_lens(model, "a" * 59, position="all").plot()
-    assert heat.data[0].texttemplate == "%{text}"
-    assert heat.layout.width > 2000
-    heat = logit_lens(model, "a" * 300, position="all").plot()
-    assert heat.data[0].texttemplate is None
+    figure = drawn(logit_lens(model, "a" * 59, position="all").plot())
+    assert figure["data"][0]["texttemplate"] == "%{text}"
+    assert figure["layout"]["width"] > 2000
+    figure = drawn(logit_lens(model, "a" * 300, position="all").plot())
+    assert "texttemplate" not in figure["data"][0]
 
 
 def test_attention_shows_what_the_head_does(model: MIModel):
     point = mi.HookPoint.AttnPattern(1)
     pattern = model.forward("a cat", mi.HookSpec().capture(point))[point][0]
     tokens = model.to_str_tokens("a cat")
-    figure = show.attention(pattern, tokens)
-    buttons = figure.layout.updatemenus[0].buttons
-    assert [b.label for b in buttons] == [f"head {i}" for i in range(6)]
+    figure = drawn(show.attention(pattern, tokens))
+    buttons = figure["layout"]["updatemenus"][0]["buttons"]
+    assert [b["label"] for b in buttons] == [f"head {i}" for i in range(6)]
     for head, button in enumerate(buttons):
-        z = button.args[0]["z"][0]
+        z = button["args"][0]["z"][0]
         assert z[4][2] == pytest.approx(float(pattern[head, 4, 2]))
         assert z[2][4] is None
-    assert not show.attention(pattern[0], tokens).layout.updatemenus
+    assert "updatemenus" not in drawn(show.attention(pattern[0], tokens))["layout"]
     with pytest.raises(ModelError, match="does not fit 3 tokens"):
         show.attention(pattern, ["a", "b", "c"])
 
 
 def test_a_grid_is_coloured_around_its_baseline(model: MIModel):
     grid = patch(model, "a cat", "a dog", at="resid_pre", metric=prob("t"))
-    heat = grid.plot().data[0]
-    assert (heat.zmin + heat.zmax) / 2 == pytest.approx(grid.baseline)
-    assert len(heat.z) == 3
-    assert heat.colorscale[0][1] == SCALES["diverging"][0]
+    heat = drawn(grid.plot())["data"][0]
+    assert (heat["zmin"] + heat["zmax"]) / 2 == pytest.approx(grid.baseline)
+    assert len(heat["z"]) == 3
+    assert heat["colorscale"][0][1] == SCALES["diverging"][0]
 
 
 def test_notebooks_get_html_without_scripts(results: list[Result]):

@@ -22,7 +22,7 @@ from torch_mi.hooks.interventions import Knockout
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
-from torch_mi.results import floats, pieces_of, special_in
+from torch_mi.results import floats, ints, pieces_of, special_in
 from torch_mi.sweeps.execute import score_cells
 from torch_mi.sweeps.grid import Grid
 from torch_mi.sweeps.metrics import prob
@@ -40,7 +40,9 @@ PAIRS = (
     ),
 )
 """Prompts that differ in what matters to their answers, for models of many kinds."""
-CLEAR = 0.25
+SURE = 0.5
+"""A prompt is shown if the model's answer has this probability."""
+CLEAR = 0.4
 """A head that pays this much attention to what its kind looks at is one of that kind."""
 LONG = 3
 """A word to show has more letters than this, its space included."""
@@ -79,6 +81,9 @@ class HeadPattern:
     layer: int
     head: int
     score: float
+    """Its score on random tokens, by which it was found."""
+    here: float
+    """Its score on the words shown."""
     tokens: tuple[str, ...]
     special: tuple[bool, ...]
     pattern: Tensor
@@ -129,6 +134,7 @@ class Tour:
                 "layer": head.layer,
                 "head": head.head,
                 "score": head.score,
+                "score_here": head.here,
                 "tokens": list(head.tokens),
                 "pattern": [floats(row) for row in head.pattern],
             },
@@ -160,7 +166,7 @@ def tour(model: MIModel, pairs: Sequence[tuple[str, str]] = PAIRS) -> Tour:
     if not known or known[0].contrast == 0:
         raise ModelError("this model answers none of the tour's pairs of prompts differently")
     best = known[0]
-    shown = [pair for pair in known if pair.contrast > CLEAR][:3] or [best]
+    shown = [pair for pair in known if pair.contrast > SURE][:3] or [best]
     lenses = [
         logit_lens(model, pair.clean, position="all", target=pair.answer.token_id) for pair in shown
     ]
@@ -177,7 +183,7 @@ def tour(model: MIModel, pairs: Sequence[tuple[str, str]] = PAIRS) -> Tour:
                 model,
                 best.clean,
                 best.corrupted,
-                at="resid_post",
+                at="resid_pre",
                 metric=prob(best.answer.token_id),
             ),
             metric=best.metric,
@@ -198,36 +204,45 @@ def read_pairs(model: MIModel, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
 
 
 def clearest_head(model: MIModel) -> tuple[HeadScores, HeadPattern]:
-    """An induction head if there is one, else the best previous-token head, at work."""
-    kinds = ("induction", "previous_token")
-    scored = [find_heads(model, kind=kind) for kind in kinds]
-    clear = [scores for scores in scored if scores.best(1)[0][2] >= CLEAR]
-    chosen = clear[0] if clear else max(scored, key=lambda scores: scores.best(1)[0][2])
-    layer, head, score = chosen.best(1)[0]
-    tokens = words_twice(model)
-    cache = model.forward(tokens, HookSpec().capture(HookPoint.AttnPattern(layer)))
-    ids = model.read_prompt(tokens).rows()[0]
-    return chosen, HeadPattern(
-        kind=kinds[scored.index(chosen)],
+    """An induction head if there is one, else the best previous-token head, at work on words."""
+    scored = [find_heads(model, kind=kind) for kind in ("induction", "previous_token")]
+    seen = [(scores, at_work(model, scores)) for scores in scored]
+    for scores, pattern in seen:
+        if min(pattern.score, pattern.here) >= CLEAR:
+            return scores, pattern
+    return max(seen, key=lambda found: found[1].here)
+
+
+def at_work(model: MIModel, scores: HeadScores) -> HeadPattern:
+    """The head with the highest score, reading words shown twice."""
+    layer, head, score = scores.best(1)[0]
+    point = HookPoint.AttnPattern(layer)
+    ids = words_twice(model)
+    pattern = model.forward(torch.tensor([ids]), HookSpec().capture(point))[point][0, head]
+    back = {"induction": SHOWN - 1, "previous_token": 1}[scores.kind]
+    queries = torch.arange(len(ids) - SHOWN, len(ids) - 1, device=pattern.device)
+    return HeadPattern(
+        kind=scores.kind,
         layer=layer,
         head=head,
         score=score,
+        here=float(pattern[queries, queries - back].mean()),
         tokens=pieces_of(model, ids),
         special=special_in(model, ids),
-        pattern=cache[HookPoint.AttnPattern(layer)][0, head].float().cpu(),
+        pattern=pattern.float().cpu(),
     )
 
 
-def words_twice(model: MIModel, seed: int = 1) -> Tensor:
-    """Random whole words of the vocabulary, twice [1 pos]; random tokens if it has too few."""
+def words_twice(model: MIModel, seed: int = 1) -> list[int]:
+    """Random whole words of the vocabulary, twice; random tokens if it has too few words."""
     tokens, start = repeated(model, SHOWN, 1, seed)
+    random = ints(tokens[0])
     pieces = model.tokenizer.to_str_tokens(range(model.tokenizer.vocab_size))
     words = [i for i, piece in enumerate(pieces) if _is_word(piece)]
     if len(words) < SHOWN:
-        return tokens
+        return random
     order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed))
-    once = torch.tensor(words)[order[:SHOWN]]
-    return torch.cat([tokens[0, :start].cpu(), once, once])[None]
+    return random[:start] + 2 * [words[i] for i in ints(order[:SHOWN])]
 
 
 def _is_word(piece: str) -> bool:

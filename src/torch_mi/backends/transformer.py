@@ -48,7 +48,9 @@ class Transformer(nn.Module):
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
+        # made from zeros: drawing it at random on the meta device would import all of torch._dynamo
+        zeros = torch.zeros(cfg.vocab_size, cfg.hidden_size)
+        self.tokens = nn.Embedding.from_pretrained(zeros, freeze=False)  # pyright: ignore[reportUnknownMemberType] - torch's stub
         self.rope = Rotary(cfg.rope, cfg.head_dim)
         self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.num_layers))
         self.norm = Norm(cfg, HookPoint.FinalScale, HookPoint.FinalNormalized)

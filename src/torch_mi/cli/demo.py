@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """`torch-mi demo`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +18,14 @@ def demo(  # noqa: PLR0913 - the options are the interface
     model: options.Model = "demo",
     json: options.Json = None,
     html: Annotated[
-        Path, Option("--html", metavar="FILE", help="The page.", rich_help_panel=options.OUT)
-    ] = PAGE,
+        Path | None,
+        Option(
+            "--html",
+            metavar="FILE",
+            help=f"Where to write the page; {PAGE} unless given.",
+            rich_help_panel=options.OUT,
+        ),
+    ] = None,
     device: options.Device = None,
     dtype: options.DtypeOption = options.Dtype.float32,
     seed: options.Seed = None,
@@ -29,7 +36,8 @@ def demo(  # noqa: PLR0913 - the options are the interface
 
     [bold]torch-mi demo[/]
     """
-    session = Session(json, html, quiet=quiet, debug=debug)
+    page = html or (PAGE if find_spec("plotly") else None)
+    session = Session(json, page, quiet=quiet, debug=debug)
     loaded = session.load(model, device, dtype, seed)
     from torch_mi import show  # noqa: PLC0415 - `--help` must not pay for torch
     from torch_mi.analysis.tour import tour  # noqa: PLC0415
@@ -38,6 +46,11 @@ def demo(  # noqa: PLR0913 - the options are the interface
     with session.busy("looking inside"):
         seen = tour(loaded)
     session.write_json(seen.to_dict())
-    session.write_page(*tour_page(seen))
+    if page is not None:
+        session.write_page(*tour_page(seen))
     session.print(show.table(seen, session.out.width))
-    session.remark(f"open {html} in a browser; the same in Python: examples/tour.py")
+    session.remark(
+        "no page was written, for want of plotly: pip install torch-mi[viz]"
+        if page is None
+        else f"open {page} in a browser"
+    )

@@ -3,7 +3,6 @@
 
 from typing import Annotated
 
-from rich.text import Text
 from typer import Argument, Option
 
 from torch_mi.cli import options
@@ -31,4 +30,4 @@ def download(
     folder = hub.download(model, revision=revision)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     session.write_json({"model_id": model, "folder": str(folder), "files": files})
-    session.print(Text(str(folder)))
+    session.say(str(folder))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """`torch-mi generate`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 from typer import Option
@@ -9,24 +9,31 @@ from typer import Option
 from torch_mi.cli import options
 from torch_mi.cli.session import Session
 
+if TYPE_CHECKING:
+    from torch_mi.generate import GenerationResult
+
+
+Count = Annotated[
+    int, Option("--max-new-tokens", "-n", metavar="N", help="How many tokens at most.")
+]
+Temperature = Annotated[
+    float, Option("--temperature", "-t", metavar="T", help="0 always takes the likeliest.")
+]
+TopK = Annotated[int | None, Option("--top-k", metavar="K", help="Draw among the K likeliest.")]
+TopP = Annotated[
+    float | None,
+    Option("--top-p", metavar="P", help="Draw among the likeliest that make up P together."),
+]
+
 
 def generate(  # noqa: PLR0913 - the options are the interface
     prompt: options.Prompt,
     *,
     model: options.Model = "demo",
-    max_new_tokens: Annotated[
-        int, Option("--max-new-tokens", "-n", metavar="N", help="How many tokens at most.")
-    ] = 20,
-    temperature: Annotated[
-        float, Option("--temperature", "-t", metavar="T", help="0 always takes the likeliest.")
-    ] = 0.0,
-    top_k: Annotated[
-        int | None, Option("--top-k", metavar="K", help="Draw among the K likeliest.")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        Option("--top-p", metavar="P", help="Draw among the likeliest that make up P together."),
-    ] = None,
+    max_new_tokens: Count = 20,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
     json: options.Json = None,
     device: options.Device = None,
     dtype: options.DtypeOption = options.Dtype.float32,
@@ -50,9 +57,7 @@ def generate(  # noqa: PLR0913 - the options are the interface
                 top_p=top_p,
                 seed=seed,
             )
-        session.write_json(result.to_dict())
-        session.print(Text(prompt, style="dim") + Text(result.text, style="not dim"))
-        return
+        return _written(session, prompt, result)
     from torch_mi.generate import stream  # noqa: PLC0415 - `--help` must not pay for torch
 
     pieces = stream(
@@ -64,4 +69,10 @@ def generate(  # noqa: PLR0913 - the options are the interface
         top_p=top_p,
         seed=seed,
     )
-    session.stream(prompt, pieces)
+    return session.stream(prompt, pieces)
+
+
+def _written(session: Session, prompt: str, result: "GenerationResult") -> None:
+    """The whole text in a file, and shown."""
+    session.write_json(result.to_dict())
+    session.print(Text(prompt, style="dim") + Text(result.text, style="not dim"))

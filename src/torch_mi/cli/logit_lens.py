@@ -15,27 +15,30 @@ def _position(text: str) -> str:
     return text
 
 
+TopK = Annotated[int, Option("--top-k", metavar="K", help="Tokens per layer.")]
+Target = Annotated[
+    str | None, Option("--target", metavar="TOKEN", help="A token to follow, as ' Paris'.")
+]
+Position = Annotated[
+    str,
+    Option(
+        "--position",
+        metavar="N|all",
+        callback=_position,
+        help="The token to read after, negative from the end; or all of them.",
+    ),
+]
+Embedding = Annotated[bool, Option("--embedding", help="Begin with the embedding, before layer 0.")]
+
+
 def logit_lens(  # noqa: PLR0913 - the options are the interface
     prompt: options.Prompts,
     *,
     model: options.Model = "demo",
-    top_k: Annotated[int, Option("--top-k", metavar="K", help="Tokens per layer.")] = 5,
-    target: Annotated[
-        str | None,
-        Option("--target", metavar="TOKEN", help="A token to follow, as ' Paris'."),
-    ] = None,
-    position: Annotated[
-        str,
-        Option(
-            "--position",
-            metavar="N|all",
-            callback=_position,
-            help="The token to read after, negative from the end; or all of them.",
-        ),
-    ] = "-1",
-    embedding: Annotated[
-        bool, Option("--embedding", help="Begin with the embedding, before layer 0.")
-    ] = False,
+    top_k: TopK = 5,
+    target: Target = None,
+    position: Position = "-1",
+    embedding: Embedding = False,
     json: options.Json = None,
     html: options.Html = None,
     device: options.Device = None,

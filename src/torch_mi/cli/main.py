@@ -3,6 +3,7 @@
 
 import signal
 import sys
+from io import TextIOWrapper
 from types import TracebackType
 from typing import Annotated, Protocol, cast, runtime_checkable
 
@@ -10,19 +11,23 @@ import typer
 from rich.console import Console
 from typer.main import get_command
 
+from torch_mi.cli.attribute import attribute
 from torch_mi.cli.demo import demo
 from torch_mi.cli.doctor import doctor
 from torch_mi.cli.download import download
 from torch_mi.cli.generate import generate
+from torch_mi.cli.heads import heads
 from torch_mi.cli.hooks import hooks
 from torch_mi.cli.inspect import inspect
 from torch_mi.cli.logit_lens import logit_lens
+from torch_mi.cli.patch import patch
 from torch_mi.cli.session import REPORT
 from torch_mi.cli.tokens import tokens
 from torch_mi.errors import MIError
 
 USER_ERROR, OUR_BUG, INTERRUPTED = 2, 1, 128 + signal.SIGINT
 REPORT_AT = "please report it, with what `--debug` prints"
+
 
 @runtime_checkable
 class Complaint(Protocol):
@@ -65,13 +70,29 @@ def torch_mi(
     """Look inside language models: every activation, exactly."""
 
 
-for verb in (demo, logit_lens, generate, tokens, hooks, inspect, download, doctor):
+VERBS = (
+    demo,
+    logit_lens,
+    patch,
+    attribute,
+    heads,
+    generate,
+    tokens,
+    hooks,
+    inspect,
+    download,
+    doctor,
+)
+for verb in VERBS:
     app.command(verb.__name__.replace("_", "-"), no_args_is_help=False)(verb)
 
 
 def main() -> None:
     """Run one verb; errors become one line and an exit code."""
     sys.excepthook = _last_words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # for terminals that lack a letter
     try:
         command = get_command(app)  # app() would put typer's excepthook in place of ours
         code = cast("int | None", command(prog_name="torch-mi", standalone_mode=False))

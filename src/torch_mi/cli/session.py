@@ -125,7 +125,11 @@ class Session:
     def remark(self, text: str) -> None:
         """Say something that is not part of the result."""
         if not self.quiet:
-            self.notes.print(text, style="dim")
+            self.notes.print(text, style="dim", markup=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print one line as it is, however long."""
+        self.out.print(text, markup=False, soft_wrap=True)
 
     def write_json(self, data: Mapping[str, object]) -> None:
         """Write the result where `--json` says, if it does."""

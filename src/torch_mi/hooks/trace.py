@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torch_mi.errors import HookError, InterventionError
 from torch_mi.hooks.coordinates import Frame, Selection, select
-from torch_mi.hooks.interventions import Apply, Intervention
+from torch_mi.hooks.interventions import Apply, Intervention, Replace
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec, Place
 
@@ -243,9 +243,11 @@ class Trace:
                 f"{edit!r} at {place} would never apply in this run, "
                 f"{_extent(frame, offer.n_layers)}; HookSpec(allow_unfired=True) permits that"
             )
+        if edit.at is not None and selection is None:
+            return
         shape = frame.shape(point) if selection is None else selection.shape
         edit.check(point, shape)
-        for hook in inside if fires else ():
+        for hook in inside:
             receipt = Receipt(hook, edit, shape)
             self.receipts.append(receipt)
             self._site(hook).edits.append((edit, selection, receipt))
@@ -284,6 +286,8 @@ def depends_on_length(edit: Intervention, place: Place) -> bool:
         if index is not None and not (isinstance(index, int) and index >= 0):
             return True
     free = [axis for axis in ("pos", "query", "key") if axis in point.axes and axis not in named]
+    if free and isinstance(edit, Replace):
+        return True
     tensors = [value for value in edit.values().values() if isinstance(value, Tensor)]
     return bool(free) and any(_spans(value, point, free, named) for value in tensors)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """One look for every picture: colours, fonts, and the heat map most of them are."""
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,19 +96,21 @@ class Heat:
 
     def axes(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The x and the y axis: numbered underneath, so that equal tokens stay apart."""
-        bare = {"showgrid": False, "zeroline": False, "ticks": ""}
+        bare = {"showgrid": False, "zeroline": False, "ticks": "", "ticklabelstandoff": 5}
+        longest = max(len(html.unescape(re.sub("<[^>]*>", "", name))) for name in self.columns)
         x = bare | {
             "tickvals": list(range(len(self.columns))),
             "ticktext": list(self.columns),
             "title": {"text": self.column_title},
             "tickfont": {"family": MONO, "size": 12},
             "range": [-0.5, len(self.columns) - 0.5],
-            "tickangle": 0 if len(self.columns) <= FITS // 2 else -45,
+            "tickangle": 0 if longest <= letters(len(self.columns)) else -45,
         }
         y = bare | {
             "tickvals": list(range(len(self.rows))),
             "ticktext": list(self.rows),
             "title": {"text": self.row_title},
+            "tickfont": {"family": MONO, "size": 12},
             "range": [-0.5, len(self.rows) - 0.5],
         }
         return x, y

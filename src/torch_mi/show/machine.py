@@ -16,13 +16,14 @@ GOOD, BAD, NONE = "[green]✓[/]", "[red]✗[/]", "[dim]–[/]"
 def machine_table(found: Mapping[str, object]) -> "Table":
     """What a machine has, with a mark for what is well, what is wrong, and what is absent."""
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     out = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     out.add_column(no_wrap=True)
     out.add_column(style="cyan", no_wrap=True)
     out.add_column(overflow="fold")
     for mark, name, words in _lines(cast("dict[str, Any]", dict(found))):
-        out.add_row(mark, name, words)
+        out.add_row(mark, name, Text(words))
     return out
 
 

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch_mi.analysis.anatomy import Anatomy
+from torch_mi.analysis.attribution import Attribution
+from torch_mi.analysis.heads import LOOKS_BACK, HeadScores
 from torch_mi.analysis.lens import LogitLensResult
 from torch_mi.results import format_probability
 from torch_mi.show.heat import Heat
 from torch_mi.show.labels import label, one_line
 from torch_mi.show.page import Section
 from torch_mi.show.plots import plot
+from torch_mi.sweeps.grid import Grid
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -52,6 +55,53 @@ def lens_summary(result: LogitLensResult) -> str:
         "." if steady == lead else f" and stays in front from layer {steady} on."
     )
     return said.replace("layer -1", "the embedding")
+
+
+def patch_page(grid: Grid) -> Page:
+    """One patching grid."""
+    clean, corrupted = str(grid.options["clean"]), str(grid.options["corrupted"])
+    lead = (
+        f"The prompt {one_line(corrupted)} was run again and again, each time with one activation "
+        f"taken from the run of {one_line(clean)}. Where that brings the first prompt's score "
+        "back, the model carries what makes the difference."
+    )
+    words = f"By itself the second prompt scores {grid.baseline:.4g}"
+    words += "." if grid.reference is None else f", the first {grid.reference:.4g}."
+    return "Activation patching", lead, [Section(grid.title, words, plot(grid))]
+
+
+def attribution_page(found: Attribution) -> Page:
+    """The shares of one logit."""
+    lead = (
+        "What a model says is a sum: of the embedding, of every head's output and of every MLP's. "
+        "Each term's share of a token's logit can be read off (the final norm's denominator is "
+        "held at its value)."
+    )
+    words = f"After {one_line(found.prompt)} the shares add up to {found.logit:.3f}."
+    return (
+        f"Direct logit attribution · {found.model_id}",
+        lead,
+        [Section(f"The logit of {label(found.target)}", words, plot(found))],
+    )
+
+
+def heads_page(found: HeadScores) -> Page:
+    """The scores of all heads."""
+    layer, head, score = found.best(1)[0]
+    kind = found.kind.replace("_", "-")
+    lead = (
+        f"Random tokens were shown twice. The score of a {kind} head is how much of its attention, "
+        f"in the second showing, goes to {LOOKS_BACK[found.kind]}."
+    )
+    words = (
+        f"Highest: head {head} of layer {layer}, {score:.3f}. Even attention would score "
+        f"{found.chance:.3f}."
+    )
+    return (
+        f"Attention heads · {found.model_id}",
+        lead,
+        [Section(f"{kind} heads", words, plot(found))],
+    )
 
 
 def anatomy_page(result: Anatomy) -> Page:

@@ -160,7 +160,8 @@ def attention(
         width=side + 90,
         xaxis=x | {"side": "top", "tickangle": -45},
         yaxis=y | {"autorange": "reversed", "range": None},
-        margin={"l": 90, "r": 30, "t": 130, "b": 30},
+        margin={"l": 90, "r": 30, "t": 150 if title or len(maps) > 1 else 110, "b": 30},
+        title={"yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 12}},
     )
     if len(maps) > 1:
         _offer_heads(fig, maps, named)
@@ -197,8 +198,9 @@ def _offer_heads(fig: Any, maps: list[Heat], names: list[str]) -> None:
             {
                 "x": 1,
                 "xanchor": "right",
-                "y": 1.2,
+                "y": 1,
                 "yanchor": "bottom",
+                "pad": {"b": 96},
                 "buttons": [
                     {
                         "label": name,

@@ -60,7 +60,7 @@ def _grid(result: Grid) -> "Figure":
 def _ticks(result: Grid) -> dict[float, str]:
     """The ends of the scale and the run without edits, unless they would touch."""
     low, high = float(result.values.min()), float(result.values.max())
-    near = (high - low) / 10
+    near = max(high - result.baseline, result.baseline - low) / 4
     ends = [v for v in (low, high) if abs(v - result.baseline) > near]
     return {result.baseline: f"{result.baseline:.2f} unedited"} | {v: f"{v:.2f}" for v in ends}
 

@@ -132,8 +132,8 @@ def patch_words(tour: Tour) -> str:
     words = (
         f"Two prompts, two answers: {one_line(pair.clean)} gives `{answer}`, "
         f"{one_line(pair.corrupted)} gives `{label(pair.other.token)}`. The second was run again "
-        "with one value replaced by its counterpart from the first: the residual stream after one "
-        "layer, at one token. Where the first answer comes back, that place carries it.\n\n"
+        "with one value replaced by its counterpart from the first: the residual stream entering "
+        "one layer, at one token. Where the first answer comes back, that place carries it.\n\n"
         f"By itself, the second prompt gives `{answer}` {format_probability(grid.baseline)}. "
     )
     last = len(grid.axes["pos"]) - 1
@@ -142,13 +142,13 @@ def patch_words(tour: Tour) -> str:
     half = (grid.baseline + pair.answer.probability) / 2
     late = next((p for p in places if p[1] == last and p[2] > half), None)
     words += (
-        f"One value of the first prompt, at `{label(grid.labels['pos'][early[1]])}` after layer "
-        f"{early[0]}, makes it {format_probability(early[2])}. "
+        f"With the first prompt's value at `{label(grid.labels['pos'][early[1]])}`, entering layer "
+        f"{early[0]}, it is {format_probability(early[2])}. "
     )
     if late is not None and late[0] > early[0]:
         words += (
             f"From layer {late[0]} on, the last token has what it needs: its value alone gives "
-            f"{format_probability(late[2])}. In between, the information has moved."
+            f"{format_probability(late[2])}. In between, attention has moved the information."
         )
     return words
 
@@ -158,7 +158,7 @@ def patch_code(tour: Tour) -> str:
     return (
         f"clean, corrupted = {tour.pair.clean!r}, {tour.pair.corrupted!r}\n"
         f"metric = mi.prob({tour.pair.answer.token!r})\n"
-        'mi.patch(model, clean, corrupted, at="resid_post", metric=metric).plot()'
+        'mi.patch(model, clean, corrupted, at="resid_pre", metric=metric).plot()'
     )
 
 
