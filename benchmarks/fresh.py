@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from benchmarks.pairing import BenchmarkError, Effort, Pair, Ratio, Row, Times, rows
-from benchmarks.peers import SMALL, TINY, Shape, agree, has, need, save
+from benchmarks.peers import SMALL, TINY, agree, has, need, save
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +31,8 @@ STATEMENTS = {
     "transformers": "from transformers import AutoModelForCausalLM, LlamaForCausalLM",
     "transformer_lens": "from transformer_lens.model_bridge import TransformerBridge",
 }
+
+PEER = "transformers, from_pretrained"
 
 STOPWATCH = """
 import json, time
@@ -65,12 +67,13 @@ class Loading:
 
     seconds: float
     cpu: float
-    first_run: float
-    """Seconds from the start of loading to the end of a first run: every weight has been read."""
-    loaded: float
-    """Bytes of memory at the peak of loading, over what the libraries themselves take."""
     ran: float
-    """The same at the end of the first run."""
+    """Seconds from the start of loading to the end of a first run of 16 tokens."""
+    ran_cpu: float
+    peak: float
+    """Bytes of memory at the peak of loading, over what the libraries themselves take."""
+    ran_peak: float
+    """The same by the end of the first run, when every weight but most embeddings was read."""
     logits: list[float]
 
 
@@ -82,11 +85,11 @@ def loading(scratch: Path, effort: Effort, *, quick: bool) -> list[Row]:
     found: list[Row] = []
     for setting, shard in (("one file", "5GB"), ("several files", "150MB")):
         folder = save(shape, scratch / setting.replace(" ", "-"), "100KB" if quick else shard)
-        found += _compare(setting, folder, warm, shape, effort)
+        found += _compare(setting, folder, warm, effort)
     return found
 
 
-def _compare(setting: str, folder: Path, warm: Path, shape: Shape, effort: Effort) -> list[Row]:
+def _compare(setting: str, folder: Path, warm: Path, effort: Effort) -> list[Row]:
     ours: list[Loading] = []
     theirs: list[Loading] = []
     for turn in range(min(effort.least, 3) + 1):
@@ -95,69 +98,33 @@ def _compare(setting: str, folder: Path, warm: Path, shape: Shape, effort: Effor
         if turn:
             ours.append(pair[0])
             theirs.append(pair[1])
-    size = [float(sum(file.stat().st_size for file in folder.glob("*.safetensors")))] * len(ours)
-    peers = "transformers, from_pretrained"
-    timed = {
+    times = {
         "torch-mi, from_pretrained": Times([p.seconds for p in ours], [p.cpu for p in ours]),
-        peers: Times([p.seconds for p in theirs], [p.cpu for p in theirs]),
+        PEER: Times([p.seconds for p in theirs], [p.cpu for p in theirs]),
+        "torch-mi, load and run 16 tokens": Times([p.ran for p in ours], [p.ran_cpu for p in ours]),
+        f"{PEER}, and run": Times([p.ran for p in theirs], [p.ran_cpu for p in theirs]),
     }
-    found = rows("load", setting, timed, [Pair("torch-mi, from_pretrained", peers, 0.5)])
-    first = ([p.first_run for p in ours], [p.first_run for p in theirs])
-    found.append(_row(setting, "torch-mi, load and run 16 tokens", "transformers", "ms", *first))
-    found += _memory(setting, ours, theirs, size)
-    return found
-
-
-def _memory(
-    setting: str, ours: Sequence[Loading], theirs: Sequence[Loading], size: Sequence[float]
-) -> list[Row]:
-    """Peak memory against the weights' own size; the bound is for ours, after everything ran."""
-    bare, ran = [p.loaded for p in ours], [p.ran for p in ours]
-    return [
-        _row(setting, "torch-mi, peak memory of loading", "weight files", "MB", bare, size, 1.15),
-        _row(setting, "torch-mi, peak memory after a run", "weight files", "MB", ran, size, 1.15),
-        _row(
-            setting,
-            "transformers, peak memory of loading",
-            "weight files",
-            "MB",
-            [p.loaded for p in theirs],
-            size,
-        ),
-        _row(
-            setting,
-            "transformers, peak memory after a run",
-            "weight files",
-            "MB",
-            [p.ran for p in theirs],
-            size,
-        ),
+    pairs = [
+        Pair("torch-mi, from_pretrained", PEER, 0.5),
+        Pair("torch-mi, load and run 16 tokens", f"{PEER}, and run"),
     ]
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    peaks = [
+        _peak(setting, "torch-mi, peak of loading", [p.peak for p in ours], size, 1.15),
+        _peak(setting, "torch-mi, peak with a run", [p.ran_peak for p in ours], size, 1.15),
+        _peak(setting, "transformers, peak of loading", [p.peak for p in theirs], size),
+        _peak(setting, "transformers, peak with a run", [p.ran_peak for p in theirs], size),
+    ]
+    return [*rows("load", setting, times, pairs), *peaks]
 
 
-def _row(  # noqa: PLR0913 - a line of the table
-    setting: str,
-    ours: str,
-    peer: str,
-    unit: str,
-    values: Sequence[float],
-    peers: Sequence[float],
-    bound: float | None = None,
+def _peak(
+    setting: str, whose: str, peaks: Sequence[float], size: int, bound: float | None = None
 ) -> Row:
-    scale = 1e3 if unit == "ms" else 1e-6
-    ratio = Ratio.of(values, peers)
-    return Row(
-        "load",
-        setting,
-        ours,
-        peer,
-        unit,
-        scale * median(values),
-        scale * median(peers),
-        ratio,
-        None,
-        bound,
-    )
+    """Peak memory against the size of the weights."""
+    ratio = Ratio.of(peaks, [size] * len(peaks))
+    held = 1e-6 * median(peaks)
+    return Row("load", setting, whose, "weight files", "MB", held, 1e-6 * size, ratio, bound=bound)
 
 
 def _load(side: str, folder: Path, warm: Path) -> Loading:

@@ -30,6 +30,10 @@ class Effort:
     warm_up: int = 1
 
 
+def nothing() -> None:
+    """A processor is done when it returns: there is nothing to wait for."""
+
+
 SMOKE = Effort(least=2, most=2, seconds=0.0, warm_up=1)
 """Enough to see that a benchmark runs."""
 
@@ -106,7 +110,7 @@ class Pair:
     bound: float | None = None
 
 
-def race(works: Mapping[str, Work], effort: Effort, settle: Work = gc.collect) -> dict[str, Times]:
+def race(works: Mapping[str, Work], effort: Effort, settle: Work = nothing) -> dict[str, Times]:
     """Times of every work, one of each per turn, each turn starting with the next of them.
 
     `settle` is called before the clock starts and before it stops: a GPU is waited for there.

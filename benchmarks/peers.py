@@ -48,7 +48,9 @@ def has(package: str) -> bool:
 def need(package: str) -> None:
     """An error that says how to get a peer that is not installed."""
     if not has(package):
-        raise BenchmarkError(f"{package} is not installed here; run `make bench`, which installs it")
+        raise BenchmarkError(
+            f"{package} is not installed here; run `make bench`, which installs it"
+        )
 
 
 def has_hooked_transformer() -> bool:
@@ -59,7 +61,7 @@ def has_hooked_transformer() -> bool:
 def llama(shape: Shape) -> Any:
     """A `transformers` llama with random weights, the same at every call, attention by SDPA."""
     need("transformers")
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - a peer
+    from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: PLC0415 - a peer
 
     torch.manual_seed(0)
     cfg = LlamaConfig(
@@ -71,9 +73,8 @@ def llama(shape: Shape) -> Any:
         vocab_size=shape.vocab,
         bos_token_id=None,
         eos_token_id=None,
-        attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(cfg).eval()
+    return AutoModelForCausalLM.from_config(cfg, attn_implementation="sdpa").eval()
 
 
 def save(shape: Shape, folder: Path, shard: str = "5GB") -> Path:
@@ -132,7 +133,9 @@ def _bridge(hf: Any, folder: Path, device: str) -> Any:
     """A bridge over a model of its own, from a folder with a tokenizer: it insists on one."""
     from tokenizers import Tokenizer  # noqa: PLC0415 - only for the peer
     from tokenizers.models import WordLevel  # noqa: PLC0415
-    from transformer_lens.model_bridge import TransformerBridge  # noqa: PLC0415 - a peer
+    from transformer_lens.model_bridge import (  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - a peer, not everywhere
+        TransformerBridge,
+    )
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - a peer
     from transformers.utils import logging  # noqa: PLC0415 - a peer
 
@@ -146,8 +149,8 @@ def _bridge(hf: Any, folder: Path, device: str) -> Any:
 
 def _hooked(hf: Any, shape: Shape, device: str) -> Any:
     """A `HookedTransformer` of the same arithmetic, with the weights copied over."""
-    import transformer_lens as lens  # noqa: PLC0415 - a peer
-    from transformer_lens.pretrained.weight_conversions import (  # noqa: PLC0415 - a peer
+    import transformer_lens as lens  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - a peer, not everywhere
+    from transformer_lens.pretrained.weight_conversions import (  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - a peer, not everywhere
         convert_llama_weights,
     )
 

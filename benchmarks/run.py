@@ -131,7 +131,9 @@ def read_options(arguments: Sequence[str] | None = None) -> tuple[Options, Path 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=list(CASES), help=str(CASES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, two turns: a smoke test")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny model, two turns: a smoke test"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     read = parser.parse_args(arguments)

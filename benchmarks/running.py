@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.pairing import SMOKE, Effort, Pair, Row, Work, race, rows
+from benchmarks.pairing import SMOKE, Effort, Pair, Row, Work, nothing, race, rows
 from benchmarks.peers import Peers, agree
 from torch_mi.cache import HookCache
 from torch_mi.hooks.point import HookPoint
@@ -129,7 +129,7 @@ def generation(peers: Peers, setting: Setting) -> list[Row]:
 def _measured(
     case: str, peers: Peers, setting: Setting, works: dict[str, Work], pairs: Sequence[Pair]
 ) -> list[Row]:
-    settle = torch.cuda.synchronize if peers.ours.device.type == "cuda" else _nothing
+    settle = torch.cuda.synchronize if peers.ours.device.type == "cuda" else nothing
     before = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     try:
@@ -138,10 +138,6 @@ def _measured(
         torch.set_num_threads(before)
         gc.collect()
     return rows(case, str(setting), times, pairs)
-
-
-def _nothing() -> None:
-    """A processor is done when it returns."""
 
 
 def _hf(model: Any, tokens: Tensor, *, hidden: bool = False) -> Any:

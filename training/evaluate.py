@@ -3,8 +3,7 @@
 
 import argparse
 import random
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -58,15 +57,19 @@ class Figures:
     """The probability of ` Paris` after `The capital of France is`."""
 
 
-def next_logits(model: MIModel, prompts: Sequence[str]) -> Tensor:
-    """Logits [prompt vocab] after each prompt; prompts of one length run together, unpadded."""
+def by_length(model: MIModel, prompts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
+    """Prompts of one length together, so that none is padded: their places, and their tokens."""
     rows = [model.encode(prompt)[0] for prompt in prompts]
-    lengths: defaultdict[int, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        lengths[len(row)].append(i)
-    out = torch.zeros(len(rows), model.vocab_size)
-    for same in lengths.values():
-        out[same] = model.forward(torch.stack([rows[i] for i in same])).output[:, -1]
+    for length in sorted({len(row) for row in rows}):
+        places = [i for i, row in enumerate(rows) if len(row) == length]
+        yield places, torch.stack([rows[i] for i in places])
+
+
+def next_logits(model: MIModel, prompts: Sequence[str]) -> Tensor:
+    """Logits [prompt vocab] after each prompt."""
+    out = torch.zeros(len(prompts), model.vocab_size)
+    for places, tokens in by_length(model, prompts):
+        out[places] = model.forward(tokens).output[:, -1]
     return out
 
 
@@ -89,35 +92,36 @@ def ask(model: MIModel, questions: Sequence[Question]) -> Score:
 def repeats(model: MIModel, sequences: Sequence[Sequence[str]]) -> Score:
     """How many words of the second showing are the most likely ones, from its second word on."""
     right = of = 0
-    for words in sequences:
-        tokens = model.encode(" " + " ".join([*words, *words]))
-        predicted = model.forward(tokens).output[0].argmax(-1)
-        second = len(words) + 1  # where the second showing begins, after BOS
-        right += int((predicted[second:-1] == tokens[0, second + 1 :]).sum())
-        of += len(words) - 1
+    for _, tokens in by_length(model, [" " + " ".join([*s, *s]) for s in sequences]):
+        predicted = model.forward(tokens).output.argmax(-1)
+        second = (tokens.shape[1] - 1) // 2 + 1  # where the second showing begins, after BOS
+        target = tokens[:, second + 1 :]
+        right += int((predicted[:, second:-1] == target).sum())
+        of += target.numel()
     return Score(right, of)
 
 
-def continue_line(model: MIModel, prompt: str) -> str:
-    """The greedy next line."""
-    tokens = model.encode(prompt)
-    start = tokens.shape[1]
-    stops = (first_token(model, "."), first_token(model, "\n"))
-    for _ in range(LONGEST_LINE):
-        best = model.forward(tokens).output[0, -1].argmax()
-        if int(best) in stops:
-            break
-        tokens = torch.cat([tokens, best.view(1, 1)], 1)
-    return model.decode(tokens[0, start:])
+def next_lines(model: MIModel, prompts: Sequence[str]) -> list[str]:
+    """The greedy next line after each prompt, without its full stop."""
+    lines = [""] * len(prompts)
+    for places, tokens in by_length(model, prompts):
+        longer = tokens
+        for _ in range(LONGEST_LINE):
+            best = model.forward(longer).output[:, -1].argmax(-1, keepdim=True)
+            longer = torch.cat([longer, best], 1)
+        for place, row in zip(places, longer[:, tokens.shape[1] :], strict=True):
+            lines[place] = model.decode(row).partition(".")[0].partition("\n")[0]
+    return lines
 
 
 def couplets(model: MIModel, asked: Sequence[tuple[str, str, tuple[str, ...]]]) -> Score:
     """How many second lines end in a different word of the first line's rhyme group."""
-    wrong: list[str] = []
-    for line, _, rhymes in asked:
-        answer = continue_line(model, line)
-        if not answer.split() or answer.split()[-1] not in rhymes:
-            wrong.append(f"{line}{answer}")
+    lines = next_lines(model, [first for first, _, _ in asked])
+    wrong = [
+        first + line
+        for (first, _, rhymes), line in zip(asked, lines, strict=True)
+        if not line.split() or line.split()[-1] not in rhymes
+    ]
     return Score(len(asked) - len(wrong), len(asked), wrong)
 
 

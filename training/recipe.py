@@ -41,7 +41,7 @@ class Recipe:
     """Everything that decides what the training leads to."""
 
     seed: int = 0
-    steps: int = 4600
+    steps: int = 2800
     documents: int = 128
     """Per step."""
     learning_rate: float = 3e-3
@@ -51,14 +51,21 @@ class Recipe:
     weight_decay: float = 0.02
     answers_from: int = 800
     """The step from which answers count more, once sentences are known."""
+    late_from: int = 1400
+    """The step from which facts give way to what is slower to learn."""
+    horizon: int = 4600
+    """The step at which the cosine would reach nothing."""
+    cool_down: int = 600
+    """The last steps, over which the rates go to nothing in a line."""
     warm_up: int = 60
 
     def pace(self, step: int) -> float:
-        """The part of the learning rates in force: up in a line, down along a cosine to nothing."""
+        """The part of the learning rates in force: up in a line, down a cosine, to nothing."""
         if step < self.warm_up:
             return (step + 1) / self.warm_up
-        done = (step - self.warm_up) / max(1, self.steps - self.warm_up)
-        return 0.5 * (1 + math.cos(math.pi * done))
+        done = (step - self.warm_up) / (self.horizon - self.warm_up)
+        last = (self.steps - step) / self.cool_down
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done))) * min(1.0, last)
 
 
 def first_weights(config: Mapping[str, object], seed: int) -> dict[str, Tensor]:

@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from torch_mi.tokens.positions import EncodingWithOffsets as EncodingWithOffsets
     from torch_mi.tokens.positions import convert_positions as convert_positions
     from torch_mi.tokens.tokenizer import MITokenizer as MITokenizer
-    from torch_mi.verify import Verification as Verification
-    from torch_mi.verify import verify as verify
+    from torch_mi.verification import Verification as Verification
+    from torch_mi.verification import verify as verify
 
 _HOME = {
     "analysis.lens": ["LogitLensResult", "logit_lens"],
@@ -73,7 +73,7 @@ _HOME = {
     "sweeps.metrics": ["Metric", "kl", "log_prob", "logit", "logit_diff", "prob"],
     "tokens.positions": ["EncodingWithOffsets", "convert_positions"],
     "tokens.tokenizer": ["MITokenizer"],
-    "verify": ["Verification", "verify"],
+    "verification": ["Verification", "verify"],
     "cache": ["HookCache", "Prefix", "Residual"],
     "config.transformer": ["TransformerConfig"],
     "errors": [
@@ -107,7 +107,7 @@ _HOME = {
 }
 _WHERE = {name: f"torch_mi.{home}" for home, names in _HOME.items() for name in names}
 
-__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604 - read off the table above
+__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll] - read off the table above
 
 
 def __getattr__(name: str) -> object:

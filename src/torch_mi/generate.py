@@ -14,6 +14,7 @@ from torch_mi.hooks.coordinates import At, Place, Span, Text, Token
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.hooks.trace import depends_on_length
 from torch_mi.prompts import Batch, Prompt
+from torch_mi.results import text_of
 from torch_mi.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -115,6 +116,11 @@ class Generation:
         self.stopped_by: list[int | None] = [None] * rows
         self._cache: HookCache | None = None
 
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The token ids of each prompt."""
+        return self._start.rows()
+
     def cached(self, max_new_tokens: int) -> bool:
         """Whether keys and values are carried over: as told, or if that is provably the same."""
         if self._use_cache is not None:
@@ -154,7 +160,7 @@ class Generation:
         for _ in self.steps(max_new_tokens):
             pass
         manifest: dict[str, object] = {} if self._cache is None else self._cache.manifest.to_dict()
-        rows = self._start.rows()
+        rows = self.prompts
         return GenerationResult(
             tuple(self._continuation(i, rows[i]) for i in range(len(rows))),
             self.sampling,
@@ -163,9 +169,12 @@ class Generation:
         )
 
     def _continuation(self, row: int, prompt: list[int]) -> Continuation:
-        text = self._model.decode if self._model.has_tokenizer else str
         return Continuation(
-            text(prompt), text(self.new[row]), prompt, self.new[row], self.stopped_by[row]
+            text_of(self._model, prompt),
+            continued(self._model, prompt, self.new[row]),
+            prompt,
+            self.new[row],
+            self.stopped_by[row],
         )
 
     def _choose(self, cache: HookCache) -> list[int]:
@@ -203,15 +212,21 @@ def stream(  # noqa: PLR0913 - sampling is made of choices
     )
     if len(generation.new) != 1:
         raise ModelError(f"stream continues one prompt, got {len(generation.new)}")
-    shown = ""
+    shown, prompt_ids = "", generation.prompts[0]
     for new in generation.steps(max_new_tokens):
-        text = model.decode(new[0])
+        text = continued(model, prompt_ids, new[0])
         if text.startswith(shown) and not text.endswith("\ufffd") and text != shown:
             yield text[len(shown) :]
             shown = text
-    text = model.decode(generation.new[0])
+    text = continued(model, prompt_ids, generation.new[0])
     if text != shown:
         yield text[len(shown) :]
+
+
+def continued(model: "MIModel", prompt: list[int], new: list[int]) -> str:
+    """The text that new tokens add to a prompt's: some tokenizers decode them otherwise alone."""
+    before, whole = text_of(model, prompt), text_of(model, prompt + new)
+    return whole[len(before) :] if whole.startswith(before) else text_of(model, new)
 
 
 def _grown(batch: Batch, chosen: torch.Tensor) -> Batch:

@@ -105,6 +105,7 @@ class MIModel:
         if attention not in ("auto", "explicit"):
             raise ModelError(f"attention={attention!r} is neither 'auto' nor 'explicit'")
         prefix = after or Prefix()
+        spec = None if spec is None else spec.copy()  # the builder may go on, the manifest may not
         layers = self._layers(start, stop)
         batch = self._read(start, attention_mask, position_ids, prefix)
         frame = self._frame(batch, prefix, layers, ends=stop is None)

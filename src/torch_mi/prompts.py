@@ -15,7 +15,7 @@ from torch_mi.types import Carry, numbers
 if TYPE_CHECKING:
     from torch_mi.tokens.tokenizer import MITokenizer
 
-Prompt = str | Tensor | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+Prompt = str | Tensor | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
 
 
 @runtime_checkable

@@ -93,7 +93,7 @@ def ints(x: Tensor) -> list[int]:
 def format_probability(p: float) -> str:
     """A probability as a percentage that keeps small ones apart.
 
-    >>> [format_probability(p) for p in (0.123, 0.00123, 1.2e-6, 0)]
+    >>> [format_probability(p) for p in (0.123, 0.00123, 1.2e-6, 0.0)]
     ['12.3%', '0.123%', '1.2e-4%', '0.0e0%']
     """
     percent = 100 * p

@@ -181,9 +181,8 @@ def the_residual_stream_adds_up(model: MIModel, tokens: Tensor) -> None:
             mlp, after = (seen[point(layer)] for point in rest)
             _must(torch.equal(before + attn, mid), f"ResidPre + AttnOut ≠ ResidMid in {layer}")
             _must(torch.equal(mid + mlp, after), f"ResidMid + MlpOut ≠ ResidPost in {layer}")
-            if layer:
-                same = torch.equal(before, seen[HookPoint.ResidPost(layer - 1)])
-                _must(same, f"ResidPost of layer {layer - 1} does not enter layer {layer}")
+            last = seen[HookPoint.ResidPost(layer - 1)] if layer else before
+            _must(torch.equal(before, last), f"what leaves layer {layer - 1} enters no other")
 
 
 def edits_reach_no_earlier_position(model: MIModel, tokens: Tensor) -> None:
@@ -197,17 +196,17 @@ def edits_reach_no_earlier_position(model: MIModel, tokens: Tensor) -> None:
         axis = "query" if "query" in point.axes else "pos"
         index = At(query=at) if axis == "query" else At(pos=at)
         shape = _shape(model, point.on(model.num_layers)[0], tokens)
-        noise = torch.rand(shape[: point.axes.index(axis)] + shape[point.axes.index(axis) + 1 :])
+        rest = [size for name, size in zip(point.axes, shape, strict=True) if name != axis]
+        noise = torch.rand(rest, generator=dice)
         for edit in (Replace(noise + 0.1, at=index), Add(noise, at=index)):
             edited = _logits(model, tokens, HookSpec().intervene(point, edit))
-            what = f"logits before {edit!r} at {point.name}"
-            _agree(what, edited[:, :at], plain[:, :at])
-            same = torch.equal(edited[:, at], plain[:, at])
-            _must(not same, f"{edit!r} at {point.name} changed nothing at its position")
+            what = f"{edit!r} at {point.name}"
+            _agree(f"logits before {what}", edited[:, :at], plain[:, :at])
+            _must(not torch.equal(edited[:, at], plain[:, at]), f"{what} changed nothing there")
         whole = HookSpec().intervene(point, Replace(torch.rand(shape, generator=dice) + 0.1))
-        ahead = _logits(model, changed, whole)[:, :at]
         what = f"logits before a new token, with all of {point.name} replaced"
-        _agree(what, ahead, _logits(model, tokens, whole)[:, :at])
+        ahead, behind = _logits(model, changed, whole), _logits(model, tokens, whole)
+        _agree(what, ahead[:, :at], behind[:, :at])
 
 
 def any_layer_can_be_resumed(model: MIModel, tokens: Tensor) -> None:
@@ -271,8 +270,8 @@ def knocked_out_edges_are_exactly_gone(model: MIModel, tokens: Tensor) -> None:
         row = dark[HookPoint.AttnPattern(layer)][:, :, at]
         _must(bool((row == 0).all()), f"a row of layer {layer} that may see nothing sees something")
     _must(bool(dark.output.isfinite().all()), "a row that may see nothing made logits infinite")
-    slope = torch.autograd.grad(dark.output.sum(), dark[HookPoint.ResidPre(0)])[0]
-    _must(bool(slope.isfinite().all()), "a row that may see nothing made gradients infinite")
+    slope = _slopes(dark.output.sum(), [dark[HookPoint.ResidPre(0)]])[0]
+    _must(slope is None or bool(slope.isfinite().all()), "a blind row made gradients infinite")
 
 
 def padding_is_not_seen(model: MIModel, tokens: Tensor) -> None:
@@ -282,9 +281,8 @@ def padding_is_not_seen(model: MIModel, tokens: Tensor) -> None:
     if model.backend.grows_differently(min(lengths), pos):
         return
     left = torch.tensor([[i >= pos - n for i in range(pos)] for n in lengths])
-    right = left.flip(1)
     spec = _everything(model)
-    for side, mask in {"left": left, "right": right}.items():
+    for side, mask in {"left": left, "right": left.flip(1)}.items():
         padded = tokens.masked_fill(~mask, 0)
         ran = model.forward(padded, spec, attention_mask=mask)
         fused = model.forward(padded, attention_mask=mask).output
@@ -304,16 +302,14 @@ def padding_is_not_seen(model: MIModel, tokens: Tensor) -> None:
 def captures_can_be_differentiated(model: MIModel, tokens: Tensor) -> None:
     """The gradient at every place is what a small change there does; without `grad` is no graph."""
     bare = model.forward(tokens, _everything(model))
-    loose = not any(x.requires_grad for x in (bare.output, *bare.values()))
-    _must(loose, "a run without grad built a graph")
+    _must(not any(x.requires_grad for x in bare.values()), "a run without grad built a graph")
     seen = model.forward(tokens, _everything(model), grad=True, attention="explicit")
     dice = torch.Generator().manual_seed(0)
     weights = torch.randn(seen.output.shape, generator=dice)
     hooks = list(seen)
-    change = (seen.output * weights).sum()
-    slopes = torch.autograd.grad(change, [seen[hook] for hook in hooks], allow_unused=True)
+    slopes = _slopes((seen.output * weights).sum(), [seen[hook] for hook in hooks])
     for hook, slope in zip(hooks, slopes, strict=True):
-        if slope is None:  # pyright: ignore[reportUnnecessaryComparison] - torch's stub is wrong
+        if slope is None:
             raise AssertionError(f"the logits cannot be differentiated by {hook!r}")
         _must(bool(slope.isfinite().all()), f"the gradient at {hook!r} is not finite")
         if Hook.parse(hook).point not in _editable(model):
@@ -381,6 +377,11 @@ def _shape(model: MIModel, hook: Hook, tokens: Tensor) -> tuple[int, ...]:
     batch, pos = tokens.shape
     runs = {"batch": batch, "pos": pos, "query": pos, "key": pos}
     return tuple(axis if isinstance(axis, int) else runs[axis] for axis in model.hooks[hook])
+
+
+def _slopes(end: Tensor, at: list[Tensor]) -> tuple[Tensor | None, ...]:
+    _must(end.requires_grad, "a run with grad built no graph")
+    return torch.autograd.grad(end, at, allow_unused=True)
 
 
 def _must(holds: bool, what: str) -> None:  # noqa: FBT001 - it reads as a sentence

@@ -2,6 +2,7 @@
 """The command line, run in this process: what verbs print, write, and say when they cannot."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,6 +178,23 @@ def test_patch_attribute_and_heads_are_their_functions(run: Run, tmp_path: Path)
     assert torch.equal(HeadScores.load(file).scores, scores)
     assert "duplicate-token heads" in ran.out
     assert html.read_text().count('<div class="plot">') == 1
+
+
+def test_verify_compares_with_transformers(
+    run: Run, tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("transformers")
+    file = tmp_path / "v.json"
+    ran = run("verify", stories, "--prompt", "Once upon a time", "--json", file)
+    assert ran.code == 0
+    assert re.search(r"passed +yes", ran.out)
+    assert "Once upon a time" in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+    assert json.loads(file.read_text())["passed"] is True
+    monkeypatch.setattr(torch_mi.verification, "TOLERANCE", 0.0)
+    ran = run("verify", stories, "--prompt", "Once upon a time")
+    assert ran.code == 1
+    assert re.search(r"passed +no", ran.out)
 
 
 def test_doctor_looks_around(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

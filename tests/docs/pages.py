@@ -110,6 +110,6 @@ def run(page: Path, fence: Fence, space: dict[str, object]) -> Outcome:
 
 
 def same(want: str, got: str) -> bool:
-    """Whether a page's text fits what came out; a zero has no sign, which is a matter of rounding."""
-    plain = [MINUS_ZERO.sub(r"\1", text.strip()) + "\n" for text in (want, got)]
-    return doctest.OutputChecker().check_output(*plain, FLAGS)
+    """Whether a page's text fits what came out; the sign of a zero is a matter of rounding."""
+    want, got = (MINUS_ZERO.sub(r"\1", text.strip()) + "\n" for text in (want, got))
+    return doctest.OutputChecker().check_output(want, got, FLAGS)

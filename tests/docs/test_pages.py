@@ -16,6 +16,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.testing import tiny
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+SOURCE = re.compile(r'src(?:set)?="([^"]+)"')
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 PUBLIC = re.compile(r"\bmi\.([A-Za-z_]\w*)")
 MEMBER = re.compile(r"\bHookPoint\.([A-Z]\w*)")
@@ -68,7 +69,7 @@ def test_names_are_public(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in LINK.findall(prose(page)):
+    for target in [*LINK.findall(prose(page)), *SOURCE.findall(prose(page))]:
         if target.startswith(("http://", "https://")):
             continue
         path, _, anchor = target.partition("#")

@@ -112,12 +112,12 @@ CASES = (
             "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
         },
     ),
-    Case("phi3-window", "phi3", {"sliding_window": 5, "num_key_value_heads": 3}),
     Case(
         "phi3-partial",
         "phi3",
-        {"hidden_size": 60, **rope("default", partial_rotary_factor=0.4)},
+        {"hidden_size": 60, "sliding_window": 6, **rope("default", partial_rotary_factor=0.4)},
     ),
+    Case("phi3-window", "phi3", {"sliding_window": 5, "num_key_value_heads": 3}),
     Case(
         "phi3-longrope-short",
         "phi3",

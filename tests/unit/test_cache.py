@@ -100,6 +100,13 @@ class TestManifest:
         assert of(1.0) == of(1.0)
         assert of(1.0) != of(2.0)
 
+    def test_it_speaks_of_the_spec_as_it_was(self) -> None:
+        spec = HookSpec().intervene(RESID, Scale(2.0))
+        ran = MODEL.forward(TOKENS, spec)
+        spec.intervene(RESID, Scale(3.0)).capture(PATTERN)
+        manifest = ran.manifest
+        assert manifest == MODEL.forward(TOKENS, HookSpec().intervene(RESID, Scale(2.0))).manifest
+
     def test_plain_runs(self) -> None:
         assert MODEL.forward(TOKENS).manifest.spec is None
         explicit = MODEL.forward(TOKENS, attention="explicit").manifest

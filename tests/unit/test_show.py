@@ -4,6 +4,7 @@
 import json
 import re
 import sys
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from typing import Any
 
@@ -61,6 +62,33 @@ def test_tables_fit_eighty_columns(results: list[Result]):
         assert len(lines) > 3
         assert max(map(len, lines)) <= 80
         assert repr(result) == show.text(result)
+
+
+class Bare(Result):
+    """A result that has no table of its own."""
+
+    def to_dict(self) -> dict[str, object]:
+        rows = [{"name": " a", "size": 0.123456}, {"name": "b", "size": 2.0}]
+        return {"format": "bare 1", "score": 0.5, "note": None, "good": True, "rows": rows}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "Bare":
+        raise NotImplementedError(str(data))
+
+
+def test_a_new_kind_of_result_still_prints():
+    lines = [line.split() for line in repr(Bare()).splitlines() if "─" not in line]
+    assert [line for line in lines if line] == [
+        ["Bare"],
+        ["field", "value"],
+        ["score", "0.5"],
+        ["note", "–"],
+        ["good", "yes"],
+        ["rows"],
+        ["name", "size"],
+        ['"', 'a"', "0.1235"],
+        ["b", "2"],
+    ]
 
 
 def test_a_wider_terminal_shows_more(model: MIModel):

@@ -23,6 +23,7 @@ from torch_mi.cli.logit_lens import logit_lens
 from torch_mi.cli.patch import patch
 from torch_mi.cli.session import REPORT
 from torch_mi.cli.tokens import tokens
+from torch_mi.cli.verify import verify
 from torch_mi.errors import MIError
 
 USER_ERROR, OUR_BUG, INTERRUPTED = 2, 1, 128 + signal.SIGINT
@@ -80,6 +81,7 @@ VERBS = (
     tokens,
     hooks,
     inspect,
+    verify,
     download,
     doctor,
 )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+SAID = {"pos": "at this token", "key": "attention to this token", "query": "from this token"}
+"""What an axis of places is called under a picture."""
 FLAT = 2
 """A picture has two axes."""
 
@@ -37,7 +39,7 @@ def _grid(result: Grid) -> "Figure":
         values=[floats(row) for row in values],
         rows=rows,
         columns=columns,
-        words=[[f"{value:.2f}" for value in floats(row)] for row in values],
+        words=[[two_places(value) for value in floats(row)] for row in values],
         hover=[
             [
                 f"{up} {rows[i]}, {across} {columns[j]}: {value:.4g}"
@@ -51,7 +53,7 @@ def _grid(result: Grid) -> "Figure":
         unit=markup(result.metric, 40),
         ticks=_ticks(result),
         row_title=up,
-        column_title=across,
+        column_title=SAID.get(across, across),
         title=markup_title(result.title),
         percent=False,
     ).figure()
@@ -63,6 +65,11 @@ def _ticks(result: Grid) -> dict[float, str]:
     near = max(high - result.baseline, result.baseline - low) / 4
     ends = [v for v in (low, high) if abs(v - result.baseline) > near]
     return {result.baseline: f"{result.baseline:.2f} unedited"} | {v: f"{v:.2f}" for v in ends}
+
+
+def two_places(value: float) -> str:
+    """A score with two decimals; nothing is less than nothing."""
+    return f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def markup_title(title: str) -> str:
@@ -158,7 +165,7 @@ def _score(value: float, weight: float) -> "Text":
     from rich.text import Text  # noqa: PLC0415
 
     style = "bold cyan" if weight > 0.5 else "" if weight > 0.1 else "dim"  # noqa: PLR2004
-    return Text(f"{value:.2f}", style=style)
+    return Text(two_places(value), style=style)
 
 
 @plot.register(HeadScores)

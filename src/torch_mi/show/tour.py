@@ -77,7 +77,9 @@ def lens_sections(tour: Tour) -> list[Section]:
         )
         words = f"{LENS} {LENS_PICTURE}\n\n{lens_summary(lens)}" if i == 0 else lens_summary(lens)
         target = "" if lens.target is None else f", target={lens.target[1]!r}"
-        code = f'mi.logit_lens(model, {lens.prompt!r}, position="all"{target}).plot()'
+        code = (
+            f'prompt = {lens.prompt!r}\nmi.logit_lens(model, prompt, position="all"{target}).plot()'
+        )
         sections.append(Section(title, words, plot(lens), code))
     return sections
 
