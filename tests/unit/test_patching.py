@@ -75,9 +75,9 @@ def test_wrong_requests_say_what_is_right() -> None:
         mi.patch(model, CLEAN, "abcd", at="z", metric=metric)
     with pytest.raises(mi.InterventionError, match="may edit and nothing else"):
         side_by_side([mi.HookSpec().capture(mi.HookPoint.Embed)])
+    whole_row = mi.HookSpec().intervene(mi.HookPoint.Embed, mi.Zero(at=mi.At(batch=0)))
     with pytest.raises(mi.InterventionError, match="leave batch out"):
-        edit = mi.Zero(at=mi.At(batch=0))
-        side_by_side([mi.HookSpec().intervene(mi.HookPoint.Embed, edit)])
+        side_by_side([whole_row])
     with pytest.raises(mi.ModelError, match="no reference score that differs"):
         mi.patch(model, CLEAN, CLEAN, at="z", metric=metric).normalized()
 
