@@ -39,7 +39,7 @@ LENGTHS = {
     "residual": (64, 256),
     "generate": (64,),
     "capture": (16, 64, 512),
-    "capture-kept": (16, 64, 512),
+    "capture-kept": (64, 512),
 }
 """Prompt lengths, in tokens."""
 

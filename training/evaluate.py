@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from torch_mi.errors import MIError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
@@ -23,7 +24,8 @@ from training.corpus import (
 )
 from training.words import POOL
 
-TEST_SEED = 1_000_003
+TEST_SEED = 2_000_003
+"""Draws the sentences of the published figures; training watches others."""
 PARIS = "The capital of France is"
 LONGEST_LINE = 16
 
@@ -140,14 +142,14 @@ def induction_heads(model: MIModel, count: int = 20) -> Tensor:
     return patterns.diagonal(1 - words, -2, -1)[..., 2:].mean((1, 3))
 
 
-def evaluate(model: MIModel, count: int = 200) -> Figures:
-    """Every figure; `count` is how many sentences, sequences and couplets are drawn."""
+def evaluate(model: MIModel, count: int = 200, seed: int = TEST_SEED) -> Figures:
+    """Every figure; `count` sequences and couplets are drawn, and five times as many names."""
     paris = next_logits(model, [PARIS]).softmax(-1)[0, first_token(model, " Paris")]
     return Figures(
         ask(model, fact_questions()),
-        ask(model, ioi_questions(TEST_SEED, count * 5)),
-        repeats(model, repeat_questions(TEST_SEED, count)),
-        couplets(model, couplet_questions(TEST_SEED, count)),
+        ask(model, ioi_questions(seed, count * 5)),
+        repeats(model, repeat_questions(seed, count)),
+        couplets(model, couplet_questions(seed, count)),
         float(paris),
     )
 
@@ -171,7 +173,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--json", type=Path, default=Path("training/out/figures.json"))
     args = parser.parse_args()
-    figures = evaluate(MIModel.from_pretrained(args.folder, device="cpu"), args.count)
+    try:
+        model = MIModel.from_pretrained(args.folder, device="cpu", local_files_only=True)
+    except MIError as error:
+        raise SystemExit(f"error: {error}") from error
+    figures = evaluate(model, args.count)
     print(show(figures))
     for score in (figures.facts, figures.ioi, figures.couplets):
         print(*(f"  wrong: {text!r}" for text in score.wrong[:20]), sep="\n")

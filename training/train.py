@@ -142,7 +142,7 @@ class Trainer:
                 print(f"step {self.step:6}  loss {mean:.4f}  {self.seconds} s", flush=True)
             if self.step % every == 0 or self.step == self.plan.steps:
                 self.save()
-                print(figures.show(figures.evaluate(self.model, 40)), flush=True)
+                print(figures.show(figures.evaluate(self.model, 40, seed=1)), flush=True)
 
 
 def publish(trainer: Trainer, out: Path) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torch_mi.errors import HookError, did_you_mean
+from torch_mi.errors import HookError, ModelError, did_you_mean
 from torch_mi.hooks.point import Hook, HookPoint, locate
 from torch_mi.hooks.trace import Captured, Receipt
 from torch_mi.manifest import Manifest
@@ -40,6 +40,24 @@ class Prefix:
     def seen(self) -> int:
         """How many tokens long this is, padding included."""
         return 0 if self.positions is None else self.positions.shape[-1]
+
+    def to(self, device: str | torch.device) -> "Prefix":
+        """The same with every tensor on `device`."""
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        carries = {i: tuple(x.to(device) for x in carry) for i, carry in self.carries.items()}
+        return Prefix(carries, moved(self.tokens), moved(self.positions), moved(self.real))
+
+    def check(self, layers: range) -> None:
+        """Raise `ModelError` unless this prefix was run through `layers`."""
+        missing = [layer for layer in layers if layer not in self.carries]
+        if self.seen and missing:
+            raise ModelError(
+                f"the prefix was run through layers {sorted(self.carries)}, "
+                f"and this run goes through layer {missing[0]}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +176,7 @@ class HookCache(Mapping[str, Tensor]):
                 ran.receipts,
                 None if ran.tokens is None else ran.tokens.to(device),
                 None if ran.real is None else ran.real.to(device),
-                ran.prefix,
+                None if ran.prefix is None else ran.prefix.to(device),
                 ran.manifest,
             )
         )

@@ -15,7 +15,7 @@ from torch_mi.cache import HookCache, Prefix, Ran, Residual
 from torch_mi.errors import ModelError, TokenizerError
 from torch_mi.hooks.coordinates import Frame, Text
 from torch_mi.hooks.point import Hook, HookPoint
-from torch_mi.hooks.spec import HookSpec
+from torch_mi.hooks.spec import HookSpec, frozen
 from torch_mi.hooks.trace import Offer, Trace, silent
 from torch_mi.manifest import Manifest, Origin, describe_spec, fingerprint, versions
 from torch_mi.prompts import Batch, Prompt, read_prompt
@@ -105,8 +105,8 @@ class MIModel:
         if attention not in ("auto", "explicit"):
             raise ModelError(f"attention={attention!r} is neither 'auto' nor 'explicit'")
         prefix = after or Prefix()
-        spec = None if spec is None else spec.copy()  # the builder may go on, the manifest may not
-        layers = self._layers(start, stop)
+        spec = frozen(spec)
+        layers = self._layers(start, stop, prefix)
         batch = self._read(start, attention_mask, position_ids, prefix)
         frame = self._frame(batch, prefix, layers, ends=stop is None)
         trace = Trace(spec, self._offer, frame)
@@ -301,7 +301,7 @@ class MIModel:
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}>"
         )
 
-    def _layers(self, start: "Prompt | Residual", stop: int | None) -> range:
+    def _layers(self, start: "Prompt | Residual", stop: int | None, prefix: Prefix) -> range:
         first = start.layer if isinstance(start, Residual) else 0
         last = self.num_layers if stop is None else stop
         if not 0 <= first <= last <= self.num_layers:
@@ -309,6 +309,7 @@ class MIModel:
                 f"a run from layer {first} to the door of layer {last} is not possible: "
                 f"this model has layers 0 … {self.num_layers - 1}"
             )
+        prefix.check(range(first, last))
         return range(first, last)
 
     def read_prompt(self, prompt: Prompt) -> Batch:

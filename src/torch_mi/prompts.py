@@ -78,8 +78,9 @@ class Batch:
             raise ModelError(
                 f"position_ids are {list(positions.shape)}, tokens are [{batch}, {pos}]"
             )
-        elif int(positions.min()) < 0:
-            raise ModelError(f"position id {int(positions.min())} is negative")
+        elif positions.is_floating_point() or int(positions.min()) < 0:
+            lowest = positions.min().item()
+            raise ModelError(f"position ids are whole numbers from 0 upwards; got {lowest}")
         positions = positions.reshape(-1, pos).to(device, torch.long)
         return Batch(self.tokens.to(device), real, padding, positions, self.known)
 
@@ -113,7 +114,7 @@ def read_prompt(
         )
     items = cast("Sequence[object]", prompt)
     if all(isinstance(item, int) for item in items):
-        return Batch(torch.tensor([items]))
+        return Batch(_read_tensor(torch.tensor(items)))
     return _pad([_row(item, tokenizer, why_none) for item in items], tokenizer)
 
 

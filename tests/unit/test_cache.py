@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from torch_mi.cache import HookCache, Residual
+from torch_mi.cache import HookCache, Prefix, Residual
 from torch_mi.errors import HookError, MIError
 from torch_mi.hooks.coordinates import At
 from torch_mi.hooks.interventions import Add, Apply, Scale
@@ -71,6 +71,8 @@ class TestCache:
         assert {x.device.type for x in (*moved.values(), moved.output)} == {"meta"}
         assert moved.before[HookPoint.Embed].device.type == "meta"
         assert moved.receipts == cache.receipts
+        prefix = MODEL.forward(TOKENS, after=Prefix()).to("meta").prefix
+        assert {x.device.type for carry in prefix.carries.values() for x in carry} == {"meta"}
         assert list(moved) == list(cache)
         assert MODEL.forward(TOKENS, stop=1).to("meta").residual.x.device.type == "meta"
 

@@ -83,7 +83,7 @@ def ids(model: MIModel, text: str) -> list[int]:
 def test_every_word_of_every_sentence_is_one_token(model: MIModel, sample: list[str]):
     named = [*words.POOL, *words.NAMES]
     assert [w for w in named if len(ids(model, f" {w}")) != 1] == []
-    for text in sample[:2000]:
+    for text in sample[:500]:
         assert model.decode(ids(model, text)) == text
 
 

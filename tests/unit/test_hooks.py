@@ -44,6 +44,7 @@ def said(error: type[MIError], make: Any) -> str:
 def outside_the_tests(*statements: str) -> list[str]:
     """The errors of statements run where annotations are not checked, as for a user."""
     program = f"""
+import torch, torch_mi as mi
 from torch_mi import HookPoint, HookSpec
 for line in {statements!r}:
     try:

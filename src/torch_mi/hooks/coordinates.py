@@ -5,10 +5,12 @@ Positions are counted unpadded, per row, negative from the end; they may also be
 that stands there. `Frame` is what coordinates are measured against: the shape of one run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import cast
+from typing import SupportsIndex, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,6 +96,10 @@ class At:
     key: Place | None = None
     neuron: Index | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in self.named().items():
+            object.__setattr__(self, name, _as_index(name, value))
+
     def __repr__(self) -> str:
         return f"At({', '.join(f'{k}={_show(v)}' for k, v in self.named().items())})"
 
@@ -103,11 +109,38 @@ class At:
         return {name: value for name, value in values.items() if value is not None}
 
 
+def _as_index(name: str, value: object) -> Place:
+    """Whole numbers of any library as Python's own; what is no index is an error."""
+    if isinstance(value, slice | Token | Span):
+        return cast("Place", value)
+    if isinstance(value, str):
+        raise InterventionError(
+            f"{name}={value!r}: text is named by Token({value!r}) or Span({value!r})"
+        )
+    plain = value
+    if isinstance(value, Tensor | np.ndarray):
+        plain = cast("object", value.tolist())  # pyright: ignore[reportUnknownMemberType] - stubs
+    try:
+        if isinstance(plain, SupportsIndex):
+            return _whole(plain)
+        return [_whole(i) for i in cast("Iterable[SupportsIndex]", plain)]
+    except TypeError as cause:
+        raise InterventionError(
+            f"{name}={value!r} is neither a whole number, nor a list of them, nor a slice"
+        ) from cause
+
+
+def _whole(value: SupportsIndex) -> int:
+    if isinstance(value, bool):
+        raise TypeError("a truth is no index")
+    return operator.index(value)
+
+
 def _show(value: Place) -> str:
     if not isinstance(value, slice):
         return repr(value)
-    parts = ["" if p is None else str(p) for p in (value.start, value.stop)]
-    return f"slice({':'.join(parts)})"
+    parts = [value.start, value.stop] + ([] if value.step is None else [value.step])
+    return f"slice({':'.join('' if p is None else str(p) for p in parts)})"
 
 
 AXIS = {
@@ -230,6 +263,8 @@ def _indices(place: Place | None, size: int, axis: str, where: str) -> int | lis
                 f"(0 … {size - 1}, or negative from the end)"
             )
         out.append(i % size)
+    if len(set(out)) < len(out):
+        raise InterventionError(f"{NAME.get(axis, axis)}={place!r} names one place twice")
     return out[0] if one else _some(out, place, axis)
 
 

@@ -5,9 +5,11 @@ A value that is put in place must have the shape of what it replaces; a value th
 broadcast to that shape, never enlarge it; dtype and device follow the activation.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import cast
 
 import torch
@@ -55,6 +57,9 @@ class Replace(Intervention):
 
     value: Tensor
 
+    def __post_init__(self) -> None:
+        _needs_tensor(self.value, "Replace")
+
     def check(self, point: HookPoint, shape: tuple[int, ...]) -> None:
         if tuple(self.value.shape) != shape:
             raise InterventionError(
@@ -73,6 +78,9 @@ class Add(Intervention):
 
     delta: Tensor
 
+    def __post_init__(self) -> None:
+        _needs_tensor(self.delta, "Add")
+
     def check(self, point: HookPoint, shape: tuple[int, ...]) -> None:
         _broadcasts(self.delta, point, shape, "Add")
         _finite(self.delta, point, "Add")
@@ -90,6 +98,10 @@ class Knockout(Intervention):
     """
 
     mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:
+            _needs_tensor(self.mask, "Knockout")
 
     def check(self, point: HookPoint, shape: tuple[int, ...]) -> None:
         if point is not HookPoint.AttnScores:
@@ -113,8 +125,13 @@ class Scale(Intervention):
 
     factor: float
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.factor, Real):
+            raise InterventionError(f"Scale needs a number, not {self.factor!r}; Apply takes more")
+        object.__setattr__(self, "factor", float(self.factor))
+
     def check(self, point: HookPoint, shape: tuple[int, ...]) -> None:  # noqa: ARG002
-        if not torch.tensor(self.factor).isfinite().item():
+        if not math.isfinite(self.factor):
             raise InterventionError(
                 f"Scale at {point.name} needs a finite factor, got {self.factor}"
             )
@@ -142,6 +159,10 @@ class Apply(Intervention):
 
     fn: Callable[[Tensor, Hook], Tensor]
 
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise InterventionError(f"Apply needs a function, not {self.fn!r}")
+
     def edit(self, x: Tensor, hook: Hook) -> Tensor:
         new = self.fn(x.clone(), hook)
         if not isinstance(new, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - user code
@@ -160,6 +181,12 @@ KINDS: dict[str, type[Intervention]] = {
     kind.__name__: kind for kind in (Replace, Add, Knockout, Scale, Zero)
 }
 """The interventions that can be saved, by name."""
+
+
+def _needs_tensor(value: object, what: str) -> None:
+    if not isinstance(value, Tensor) or value.is_complex():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise InterventionError(f"{what} needs a tensor of real numbers, not {kind}")
 
 
 def _keep_barred(x: Tensor, new: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 """What to capture and where to intervene, as one value."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -76,7 +76,10 @@ class HookSpec:
         return self
 
     def copy(self) -> "HookSpec":
-        return HookSpec().extend(self)
+        captures: dict[When, list[Place]] = {
+            when: list(places) for when, places in self.captures.items()
+        }
+        return replace(self, captures=captures, edits=list(self.edits))
 
     def __or__(self, other: "HookSpec") -> "HookSpec":
         return self.copy().extend(other)
@@ -124,6 +127,15 @@ class HookSpec:
         parts += [repr(s) for s in (self.state_knockout, self.state_steering) if s is not None]
         parts += ["edits may stay unfired"] if self.allow_unfired else []
         return f"<HookSpec: {'; '.join(parts) or 'a plain run'}>"
+
+
+def frozen(spec: HookSpec | None) -> HookSpec | None:
+    """A spec as one run saw it, whatever its builder does next."""
+    if spec is None:
+        return None
+    if not isinstance(spec, HookSpec):  # pyright: ignore[reportUnnecessaryIsInstance] - users are untyped
+        raise HookError(f"{spec!r} is not a HookSpec; write HookSpec().capture(…).intervene(…)")
+    return spec.copy()
 
 
 def _covers(place: Place, where: str) -> bool:
