@@ -1,5 +1,7 @@
 # Every target makes and uses .venv; nothing is needed but Python 3.11+, pip and make.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first Python that runs and is new enough; if none is, python3, which then says why not.
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v $$p && break; done),python3)
 BIN := .venv/bin
 THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false

@@ -134,7 +134,7 @@ class Generation:
 
     def steps(self, max_new_tokens: int) -> Iterator[list[list[int]]]:
         """The new tokens of each row so far, after every step."""
-        if max_new_tokens < 0:
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:  # pyright: ignore[reportUnnecessaryIsInstance] - users are untyped
             raise ModelError(f"max_new_tokens is a count from 0 upwards, got {max_new_tokens}")
         carry = self.cached(max_new_tokens)
         prefix, batch, spec = Prefix(), self._start, self._spec

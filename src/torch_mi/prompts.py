@@ -158,6 +158,8 @@ def _pad(rows: list[list[int]], tokenizer: "MITokenizer | None") -> Batch:
 
 
 def _read_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor | None:
+    if not isinstance(mask, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - users are untyped
+        raise ModelError(f"attention_mask is a tensor [batch pos], not a {type(mask).__name__}")
     if tuple(mask.shape) != shape:
         raise ModelError(f"attention_mask is {list(mask.shape)}, tokens are {list(shape)}")
     if not bool(((mask == 0) | (mask == 1)).all()):

@@ -37,7 +37,7 @@ def test_a_faithful_model_passes(folder: Path, tmp_path: Path) -> None:
 def test_an_unfaithful_one_fails_at_its_layer(folder: Path) -> None:
     model = mi.MIModel.from_pretrained(folder)
     with torch.no_grad():
-        model.backend.blocks[1].mlp.down.weight.mul_(2)
+        dict(model.backend.named_parameters())["blocks.1.mlp.down.weight"].mul_(2)
     found = mi.verify(model)
     assert not found.passed
     assert all(check.first_layer == 1 for check in found.checks)
