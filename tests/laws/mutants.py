@@ -59,7 +59,7 @@ MUTATIONS = (
         "k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)",
         "k.repeat(1, groups, 1, 1), v.repeat(1, groups, 1, 1)",
     ),
-    Mutation("scores are not scaled", ATTENTION, "explicit", "* self.scale", "* 1.0"),
+    Mutation("scores are not scaled", ATTENTION, "explicit", "mul_(self.scale)", "mul_(1.0)"),
     Mutation(
         "the fused kernel scales in its own way",
         ATTENTION,

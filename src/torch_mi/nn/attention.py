@@ -63,8 +63,9 @@ class Attention(nn.Module):
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         visible = sight.mask(self.window)
-        scores = softcap(q @ k.mT * self.scale, self.softcap)
-        scores = tap(HookPoint.AttnScores, scores.masked_fill(~visible, -torch.inf))
+        # in place: nobody has seen these scores yet, and they are the largest tensors of a run
+        scores = softcap((q @ k.mT).mul_(self.scale), self.softcap)
+        scores = tap(HookPoint.AttnScores, scores.masked_fill_(~visible, -torch.inf))
         if tap.edits(HookPoint.AttnScores):
             scores = scores.masked_fill(~visible, -torch.inf)
         blind = None
