@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -285,9 +284,9 @@ class MIModel:
             for hook in point.on(self.num_layers)
         }
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """A digest that tells these weights from others."""
+        """A digest that tells these weights, as they are now, from others."""
         return fingerprint(self.backend.named_parameters())
 
     def __repr__(self) -> str:

@@ -269,3 +269,12 @@ class TestConveniences:
         before = MODEL.fingerprint
         MODEL.forward(TOKENS, HookSpec().capture(HookPoint.ResidPost), grad=True)
         assert tiny("llama").fingerprint == before
+
+
+def test_the_fingerprint_is_of_the_weights_as_they_are() -> None:
+    model = tiny("llama")
+    before = model.fingerprint
+    assert model.fingerprint == before == tiny("llama").fingerprint
+    with torch.no_grad():
+        dict(model.backend.named_parameters())["norm.weight"].mul_(1.5)
+    assert model.fingerprint != before
