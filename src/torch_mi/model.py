@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The front door: a model, and the one call that runs it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +38,18 @@ class _Pass:
     layers: range
     keep: bool
     ends: bool
+
+
+@contextmanager
+def _out_of_memory(frame: Frame) -> Generator[None]:
+    """Say what to do if the memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as cause:
+        raise ModelError(
+            f"out of memory running {frame.batch} × {frame.pos} tokens; use fewer at a time, "
+            "capture less, or load with dtype=torch.bfloat16"
+        ) from cause
 
 
 class MIModel:
@@ -109,17 +122,10 @@ class MIModel:
         batch = self._read(start, attention_mask, position_ids, prefix)
         frame = self._frame(batch, prefix, layers, ends=stop is None)
         trace = Trace(spec, self._offer, frame)
-        explicit = attention == "explicit"
-        run = Run(batch.positions, prefix.seen, batch.padding, explicit)
+        run = Run(batch.positions, prefix.seen, batch.padding, attention == "explicit")
         passing = _Pass(run, trace, prefix, layers, keep=after is not None, ends=stop is None)
-        with torch.set_grad_enabled(grad):
-            try:
-                end, carries = self._through(start, batch, passing)
-            except torch.OutOfMemoryError as cause:
-                raise ModelError(
-                    f"out of memory running {frame.batch} × {frame.pos} tokens; use fewer at a "
-                    "time, capture less, or load with dtype=torch.bfloat16"
-                ) from cause
+        with torch.set_grad_enabled(grad), _out_of_memory(frame):
+            end, carries = self._through(start, batch, passing)
         captured, before = trace.finish()
         return HookCache(
             Ran(

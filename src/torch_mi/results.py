@@ -4,7 +4,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from torch import Tensor
 
@@ -22,14 +22,22 @@ R = TypeVar("R")
 class Result(ABC):
     """A frozen dataclass with JSON inside and out; how it looks is the business of `show`."""
 
+    form: ClassVar[str]
+    """What its JSON calls itself, with a version."""
+
     @abstractmethod
     def to_dict(self) -> dict[str, object]:
         """This, as JSON values; it needs no second file to be understood."""
 
     @classmethod
-    @abstractmethod
     def from_dict(cls, data: Mapping[str, object]) -> Self:
         """The result that `to_dict` took apart."""
+        return unpack(data, cls.form, cls._build)
+
+    @classmethod
+    @abstractmethod
+    def _build(cls, data: dict[str, Any]) -> Self:
+        """The result from JSON values of the right form."""
 
     def save(self, path: str | Path) -> Path:
         """Write to `path` as JSON."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Proof, on the user's own checkpoint, that our numbers are those of `transformers`."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +14,7 @@ from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
 from torch_mi.prompts import Prompt
-from torch_mi.results import Result, unpack
+from torch_mi.results import Result
 
 FORM = "torch-mi verification 1"
 TOLERANCE = 1e-4
@@ -44,6 +43,8 @@ class PromptCheck:
 class Verification(Result):
     """Ours against `transformers` (eager attention, float32), prompt by prompt."""
 
+    form = FORM
+
     model_id: str
     tolerance: float
     checks: tuple[PromptCheck, ...]
@@ -66,10 +67,6 @@ class Verification(Result):
             "transformers": self.transformers,
             "manifest": self.manifest.to_dict(),
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Self:
-        return unpack(data, FORM, cls._build)
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:

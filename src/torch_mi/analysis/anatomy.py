@@ -2,7 +2,7 @@
 """What a model is made of: its configuration, and the shape and size of every weight."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Self, cast
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_mi.manifest import versions
 from torch_mi.model import MIModel
-from torch_mi.results import Result, data_frame, unpack
+from torch_mi.results import Result, data_frame
 
 FORM = "torch-mi anatomy 1"
 
@@ -34,6 +34,8 @@ class Weight:
 @dataclass(frozen=True, repr=False)
 class Anatomy(Result):
     """A model's configuration and weights."""
+
+    form = FORM
 
     model_id: str
     family: str
@@ -67,10 +69,6 @@ class Anatomy(Result):
             "weights": [asdict(weight) | {"shape": list(weight.shape)} for weight in self.weights],
             "versions": self.versions,
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Self:
-        return unpack(data, FORM, cls._build)
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:

@@ -7,7 +7,7 @@ share of the logit, and the shares sum to it (Elhage et al. 2021; Nanda 2022). A
 not linear: the shares are of the logit before it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
 from torch_mi.prompts import Prompt
-from torch_mi.results import Result, data_frame, pieces_of, position_in, text_of, unpack
+from torch_mi.results import Result, data_frame, pieces_of, position_in, text_of
 
 FORM = "torch-mi attribution 1"
 POINTS = (
@@ -49,6 +49,8 @@ class Share:
 @dataclass(frozen=True, repr=False)
 class Attribution(Result):
     """The shares of a logit, or of a difference of two, in the order of the forward pass."""
+
+    form = FORM
 
     model_id: str
     prompt: str
@@ -91,10 +93,6 @@ class Attribution(Result):
             "shares": [asdict(share) for share in self.shares],
             "manifest": self.manifest.to_dict(),
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Self:
-        return unpack(data, FORM, cls._build)
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:

@@ -5,7 +5,6 @@ A random sequence is shown twice. A head is scored by the attention that its que
 showing pay, on average, to the one key that its kind would look at (Olsson et al. 2022).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
-from torch_mi.results import Result, data_frame, floats, unpack
+from torch_mi.results import Result, data_frame, floats
 
 FORM = "torch-mi heads 1"
 LOOKS_BACK: dict[str, str] = {
@@ -31,6 +30,8 @@ LOOKS_BACK: dict[str, str] = {
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadScores(Result):
     """The mean attention that each head [layer, head] pays to what its kind looks at."""
+
+    form = FORM
 
     kind: str
     model_id: str
@@ -72,10 +73,6 @@ class HeadScores(Result):
             "seed": self.seed,
             "manifest": self.manifest.to_dict(),
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Self:
-        return unpack(data, FORM, cls._build)
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The logit lens: what each layer would say, were it the last."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, cast, overload
 
@@ -22,7 +22,6 @@ from torch_mi.results import (
     pieces_of,
     position_in,
     special_in,
-    unpack,
 )
 
 FORM = "torch-mi logit lens 1"
@@ -71,6 +70,8 @@ class LogitLensResult(Result):
     Readings are ordered by layer, then position. Layer -1 is the embedding. The methods look at
     the last position read, unless given another one.
     """
+
+    form = FORM
 
     model_id: str
     prompt: str
@@ -151,10 +152,6 @@ class LogitLensResult(Result):
             "layers": [_reading_to_dict(reading) for reading in self.readings],
             "manifest": self.manifest.to_dict(),
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Self:
-        return unpack(data, FORM, cls._build)
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:

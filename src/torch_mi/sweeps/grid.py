@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_mi.errors import ModelError
 from torch_mi.manifest import Manifest
-from torch_mi.results import Result, data_frame, floats, unpack
+from torch_mi.results import Result, data_frame, floats
 
 FORM = "torch-mi grid 1"
 Coordinate = int | float | str
@@ -20,6 +20,8 @@ Coordinate = int | float | str
 @dataclass(frozen=True, eq=False, repr=False)
 class Grid(Result):
     """`values[i, j]` is the score at the i-th place of the first axis, the j-th of the second."""
+
+    form = FORM
 
     title: str
     metric: str
@@ -71,10 +73,6 @@ class Grid(Result):
             "options": dict(self.options),
             "manifest": self.manifest.to_dict(),
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Self:
-        return unpack(data, FORM, cls._build)
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:
