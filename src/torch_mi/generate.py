@@ -13,6 +13,7 @@ from torch_mi.errors import HookError, InterventionError, ModelError
 from torch_mi.hooks.coordinates import At, Place, Span, Text, Token
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.hooks.trace import depends_on_length
+from torch_mi.manifest import describe_spec
 from torch_mi.prompts import Batch, Prompt
 from torch_mi.results import text_of
 from torch_mi.sampling import Sampling
@@ -160,12 +161,12 @@ class Generation:
         for _ in self.steps(max_new_tokens):
             pass
         manifest: dict[str, object] = {} if self._cache is None else self._cache.manifest.to_dict()
-        rows = self.prompts
+        rows, described = self.prompts, describe_spec(self._spec)
         return GenerationResult(
             tuple(self._continuation(i, rows[i]) for i in range(len(rows))),
             self.sampling,
             self.cached(max_new_tokens),
-            manifest | {"tokens": rows, "seed": self.sampling.seed},
+            manifest | {"tokens": rows, "spec": described, "seed": self.sampling.seed},
         )
 
     def _continuation(self, row: int, prompt: list[int]) -> Continuation:
@@ -179,12 +180,8 @@ class Generation:
 
     def _choose(self, cache: HookCache) -> list[int]:
         """A token for each row; rows that have ended repeat their last one, unrecorded."""
-        logits = cache.output[:, -1]
-        if cache.real is not None and not bool(cache.real[:, -1].all()):
-            last = cache.real.shape[1] - 1 - cache.real.flip(1).int().argmax(1)
-            logits = cache.output[torch.arange(len(last)), last]
         chosen: list[int] = []
-        for row, scores in enumerate(logits):
+        for row, scores in enumerate(cache.output[:, -1]):
             ended = self.stopped_by[row]
             token = self.sampling.choose(scores, self._dice[row]) if ended is None else ended
             chosen.append(token)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_mi.errors import FileError, MIError, ModelError
 from torch_mi.storage import read_json, write_json
+from torch_mi.types import numbers
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -93,11 +94,6 @@ def floats(x: Tensor) -> list[float]:
     return x.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def ints(x: Tensor) -> list[int]:
-    """The entries of an integer tensor of one axis."""
-    return x.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-
-
 def format_probability(p: float) -> str:
     """A probability as a percentage that keeps small ones apart.
 
@@ -144,5 +140,5 @@ def position_in(length: int, position: int) -> int:
 
 def text_of(model: "MIModel", prompt: "Tensor | list[int]") -> str:
     """The text of one prompt's token ids, or the ids themselves where there is no tokenizer."""
-    ids = ints(prompt.reshape(-1)) if isinstance(prompt, Tensor) else prompt
+    ids = numbers(prompt.reshape(-1)) if isinstance(prompt, Tensor) else prompt
     return model.decode(ids) if model.has_tokenizer else " ".join(map(str, ids))

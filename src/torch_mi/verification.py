@@ -14,7 +14,7 @@ from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
 from torch_mi.prompts import Prompt
-from torch_mi.results import Result
+from torch_mi.results import Result, text_of
 
 FORM = "torch-mi verification 1"
 TOLERANCE = 1e-4
@@ -124,7 +124,7 @@ def _check(model: MIModel, reference: Any, prompt: Prompt) -> PromptCheck:
     best = theirs.logits[0, -1].topk(10).indices
     agreement = (ours.output[0, -1].topk(10).indices == best).float().mean()
     return PromptCheck(
-        prompt=model.decode(tokens[0]) if model.has_tokenizer else str(model.read_prompt(tokens)),
+        prompt=text_of(model, tokens),
         max_logit_difference=_apart(ours.output, theirs.logits),
         top10_agreement=float(agreement),
         first_layer=_first_difference(model, ours.stack(HookPoint.ResidPre), theirs.hidden_states),

@@ -29,6 +29,7 @@ def test_a_faithful_model_passes(folder: Path, tmp_path: Path) -> None:
     found = mi.verify(mi.MIModel.from_pretrained(folder))
     assert found.passed
     assert len(found.checks) == 5
+    assert len(found.checks[0].prompt.split()) == 5, "token ids, where there is no text"
     assert all(check.max_logit_difference < 1e-5 for check in found.checks)
     assert all(check.top10_agreement == 1 and check.first_layer is None for check in found.checks)
     assert mi.Verification.load(found.save(tmp_path / "v.json")).to_dict() == found.to_dict()

@@ -23,6 +23,7 @@ from torch_mi.hooks.interventions import (
 )
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
+from torch_mi.hooks.trace import depends_on_length
 from torch_mi.model import MIModel, Origin
 from torch_mi.sampling import Sampling, extract_token_prob, sample_token
 from torch_mi.testing import random_tokens, tiny
@@ -317,3 +318,17 @@ class TestSampling:
     def test_barred_tokens_are_never_drawn(self) -> None:
         logits = torch.tensor([0.0, -float("inf"), 0.0])
         assert self.drawn(logits) == {0, 2}
+
+
+def test_the_manifest_tells_the_spec_that_was_given() -> None:
+    model = tiny("llama")
+    spec = HookSpec().intervene("blocks.1.hook_resid_post", Scale(0.5))
+    for use_cache in (True, False):
+        found = model.generate("abc", spec=spec, max_new_tokens=3, use_cache=use_cache)
+        assert found.manifest["spec"] == model.forward("abc", spec).manifest.spec
+
+
+def test_a_value_that_spans_positions_is_seen_beside_a_single_neuron() -> None:
+    at = At(neuron=3)
+    assert depends_on_length(Add(torch.ones(5), at=at), HookPoint.MlpPost(0))
+    assert not depends_on_length(Add(torch.ones(1), at=at), HookPoint.MlpPost(0))

@@ -18,11 +18,11 @@ from torch_mi.results import (
     Result,
     data_frame,
     floats,
-    ints,
     pieces_of,
     position_in,
     special_in,
 )
+from torch_mi.types import numbers
 
 FORM = "torch-mi logit lens 1"
 EMBEDDING = -1
@@ -318,11 +318,11 @@ class _Lens:
         chances = logs.gather(-1, ids).exp()
         followed = [None] * len(logits) if self.target is None else _standing(logits, self.target)
         for row in range(len(logits)):
-            numbers = ints(ids[row])
+            best_ids = numbers(ids[row])
             found = map(
                 TokenPrediction,
-                numbers,
-                pieces_of(self.model, numbers),
+                best_ids,
+                pieces_of(self.model, best_ids),
                 floats(chances[row]),
                 floats(best[row]),
             )
@@ -334,14 +334,14 @@ def _standing(logits: Tensor, target: int) -> list[TargetReading]:
     own = logits[:, target, None]
     ahead = (logits > own).sum(-1) + (logits[:, :target] == own).sum(-1)
     chances = logits.log_softmax(-1)[:, target].exp()
-    return list(map(TargetReading, ints(ahead + 1), floats(chances), floats(own[:, 0])))
+    return list(map(TargetReading, numbers(ahead + 1), floats(chances), floats(own[:, 0])))
 
 
 def _plain(prompt: Prompt | list[Tensor] | list[OnePrompt]) -> Prompt:
     """The prompt with lists of numbers where it lists tensors."""
     if isinstance(prompt, str | Tensor):
         return prompt
-    return cast("Prompt", [ints(p) if isinstance(p, Tensor) else p for p in prompt])
+    return cast("Prompt", [numbers(p) if isinstance(p, Tensor) else p for p in prompt])
 
 
 def _texts(prompt: Prompt | list[Tensor] | list[OnePrompt]) -> Sequence[object]:

@@ -22,10 +22,11 @@ from torch_mi.hooks.interventions import Knockout
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
-from torch_mi.results import floats, ints, pieces_of, special_in
+from torch_mi.results import floats, pieces_of, special_in
 from torch_mi.sweeps.execute import score_cells
 from torch_mi.sweeps.grid import Grid
 from torch_mi.sweeps.metrics import prob
+from torch_mi.types import numbers
 
 PAIRS = (
     ("The capital of France is", "The capital of Italy is"),
@@ -236,13 +237,13 @@ def at_work(model: MIModel, scores: HeadScores) -> HeadPattern:
 def words_twice(model: MIModel, seed: int = 1) -> list[int]:
     """Random whole words of the vocabulary, twice; random tokens if it has too few words."""
     tokens, start = repeated(model, SHOWN, 1, seed)
-    random = ints(tokens[0])
+    random = numbers(tokens[0])
     pieces = model.tokenizer.to_str_tokens(range(model.tokenizer.vocab_size))
     words = [i for i, piece in enumerate(pieces) if _is_word(piece)]
     if len(words) < SHOWN:
         return random
     order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed))
-    return random[:start] + 2 * [words[i] for i in ints(order[:SHOWN])]
+    return random[:start] + 2 * [words[i] for i in numbers(order[:SHOWN])]
 
 
 def _is_word(piece: str) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torch_mi.errors import HookError, InterventionError
-from torch_mi.hooks.coordinates import Frame, Selection, select
+from torch_mi.hooks.coordinates import NAME, Frame, Selection, select
 from torch_mi.hooks.interventions import Apply, Intervention, Replace
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec, Place
@@ -296,7 +296,7 @@ def _spans(
     value: Tensor, point: HookPoint, free: Iterable[str], named: Mapping[str, object]
 ) -> bool:
     """Whether a value has more than one entry along one of the `free` axes."""
-    kept = [a for a in point.axes if not isinstance(named.get({"kv_head": "head"}.get(a, a)), int)]
+    kept = [a for a in point.axes if not isinstance(named.get(NAME.get(a, "")), int)]
     for axis, size in zip(reversed(kept), reversed(value.shape), strict=False):
         if axis in free and size != 1:
             return True
