@@ -3,13 +3,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from torch_mi.backends.transformer import Transformer
+from torch_mi.backends.transformer import Transformer, parameter_shapes
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ConfigError, ModelError, TokenizerError
 from torch_mi.families import eos_token_ids, read_config
@@ -55,16 +56,14 @@ def load(
     raw = checkpoint.read_config(found.folder)
     family, cfg = read_config(raw)
     with checkpoint.Checkpoint(found.folder) as weights:
-        plan = family.place(cfg, list(weights.shapes()))
+        plan = family.place(cfg, parameter_shapes(cfg), list(weights.shapes()))
         _check_shapes(plan, weights.shapes())
         needed = sum(torch.Size(p.shape).numel() for p in plan.placements) * dtype.itemsize
         check_fits(needed, device, f"loading {found.model_id}", dtype=dtype)
 
-        def fetch(name: str, rows: tuple[int, int] | None) -> Tensor:
-            part = weights.tensor(name) if rows is None else weights.rows(name, *rows)
-            return part.to(device, dtype)
-
-        backend = assemble(cfg, plan, fetch)
+        backend = assemble(
+            cfg, plan, weights.tensor, partial(Tensor.to, device=device, dtype=dtype)
+        )
     tokenizer, problem = _tokenizer(found.folder)
     stops = (*eos_token_ids(raw), *_generation_stops(found.folder))
     origin = Origin(
@@ -88,11 +87,8 @@ def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:
             f"from_hf takes a transformers model, not a {type(hf_model).__name__}"
         ) from cause
     family, cfg = read_config(raw)
-    plan = family.place(cfg, list(tensors))
+    plan = family.place(cfg, parameter_shapes(cfg), list(tensors))
     _check_shapes(plan, {name: tuple(t.shape) for name, t in tensors.items()})
-
-    def fetch(name: str, rows: tuple[int, int] | None) -> Tensor:
-        return tensors[name] if rows is None else tensors[name][slice(*rows)]
 
     name = str(raw.get("_name_or_path") or type(hf_model).__name__)
     origin = Origin(name, family.model_type, None, eos_token_ids(raw))
@@ -101,7 +97,7 @@ def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:
         from torch_mi.tokens.tokenizer import MITokenizer  # noqa: PLC0415 - only with text
 
         wrapped = MITokenizer.from_hf(tokenizer)
-    return MIModel(assemble(cfg, plan, fetch), wrapped, origin)
+    return MIModel(assemble(cfg, plan, tensors.__getitem__), wrapped, origin)
 
 
 def locate(source: str | Path, request: Request) -> hub.Source:
@@ -119,14 +115,18 @@ def locate(source: str | Path, request: Request) -> hub.Source:
 def assemble(
     cfg: TransformerConfig,
     plan: Plan,
-    fetch: Callable[[str, tuple[int, int] | None], Tensor],
+    fetch: Callable[[str], Tensor],
+    move: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Transformer:
-    """A transformer around tensors that are already there: no second copy is made."""
+    """A transformer around tensors that are already there: no second copy is made.
+
+    `fetch` gives a checkpoint's tensor; `move` takes it to its device and dtype.
+    """
     with torch.device("meta"):
         backend = Transformer(cfg)
-    state = {p.ours: fetch(p.theirs, p.rows) for p in plan.placements}
+    state = {p.ours: move(p.take([fetch(name) for name in p.theirs])) for p in plan.placements}
     for theirs, ours in plan.duplicates.items():
-        if not torch.equal(fetch(theirs, None), state[ours]):
+        if not torch.equal(move(fetch(theirs)), state[ours]):
             raise ModelError(
                 f"config.json ties the unembedding to the embedding, but the checkpoint's {theirs} "
                 "differs from it; set tie_word_embeddings to false to use both"
@@ -141,11 +141,12 @@ def assemble(
 
 def _check_shapes(plan: Plan, found: Mapping[str, tuple[int, ...]]) -> None:
     for p in plan.placements:
-        if tuple(found[p.theirs]) != p.stored:
-            raise ModelError(
-                f"{p.theirs} has shape {list(found[p.theirs])} in the checkpoint; "
-                f"config.json makes it {list(p.stored)}"
-            )
+        for name in p.theirs:
+            if tuple(found[name]) != p.stored:
+                raise ModelError(
+                    f"{name} has shape {list(found[name])} in the checkpoint; "
+                    f"config.json makes it {list(p.stored)}"
+                )
 
 
 def _usable(wanted: str | torch.device | None) -> torch.device:

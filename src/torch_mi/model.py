@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from torch_mi.backends.protocol import MIBackend, Run
+from torch_mi.backends.protocol import MIBackend, Run, offer_of
 from torch_mi.cache import HookCache, Prefix, Ran, Residual
 from torch_mi.errors import ModelError, TokenizerError
 from torch_mi.hooks.coordinates import Frame, Text
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec, frozen
-from torch_mi.hooks.trace import Offer, Trace, silent
+from torch_mi.hooks.trace import Trace, silent
 from torch_mi.manifest import Manifest, Origin, describe_spec, fingerprint, versions
 from torch_mi.prompts import Batch, Prompt, read_prompt
 from torch_mi.types import Carry, Logits, Tokens, numbers
@@ -64,7 +64,7 @@ class MIModel:
         self.backend = backend
         self.origin = origin or Origin("unnamed", "custom")
         self._tokenizer = tokenizer
-        self._offer = Offer(backend.hook_points, backend.n_layers, backend.read_only)
+        self._offer = offer_of(backend)
 
     @staticmethod
     def from_pretrained(
@@ -248,7 +248,8 @@ class MIModel:
 
     @property
     def vocab_size(self) -> int:
-        return self.backend.sizes["vocab"]
+        """How many tokens there are to read."""
+        return len(self.backend.embedding)
 
     @property
     def num_heads(self) -> int:
@@ -287,7 +288,7 @@ class MIModel:
         return {
             hook: tuple(sizes.get(axis, axis) for axis in hook.point.axes)
             for point in points
-            for hook in point.on(self.num_layers)
+            for hook in self._offer.resolve(point if point.per_layer else Hook(point))
         }
 
     @property

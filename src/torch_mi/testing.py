@@ -17,7 +17,7 @@ from torch import Tensor
 from torch_mi.backends.transformer import Transformer
 from torch_mi.cache import HookCache, Prefix, Residual
 from torch_mi.errors import ConfigError, did_you_mean
-from torch_mi.families import read_config
+from torch_mi.families import FAMILIES, read_config
 from torch_mi.hooks.coordinates import At
 from torch_mi.hooks.interventions import Add, Intervention, Knockout, Replace, Scale
 from torch_mi.hooks.point import Hook, HookPoint
@@ -44,26 +44,6 @@ COMMON: Mapping[str, object] = {
     "rope_theta": 100.0,
     "bos_token_id": 0,
 }
-OWN: Mapping[str, Mapping[str, object]] = {
-    "llama": {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 3},
-    "mistral": {"sliding_window": 5},
-    "qwen2": {
-        "use_sliding_window": True,
-        "sliding_window": 4,
-        "max_window_layers": 1,
-        "tie_word_embeddings": True,
-    },
-    "gemma": {"num_key_value_heads": 1},
-    "gemma2": {
-        "sliding_window": 4,
-        "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 3.0,
-        "query_pre_attn_scalar": 7,
-    },
-    "phi3": {"partial_rotary_factor": 0.6, "sliding_window": 6, "num_key_value_heads": 6},
-    "starcoder2": {"sliding_window": 5},
-}
-"""What each family's tiny model has that others have not: the shapes that mistakes do not fit."""
 
 
 def tiny(
@@ -79,12 +59,12 @@ def tiny(
     Every parameter is random, so that gains are not one and biases not zero. `changes` are keys of
     the family's `config.json`.
     """
-    if family not in OWN:
+    if family not in FAMILIES:
         raise ConfigError(
-            f"there is no tiny model of {family!r}; there are {', '.join(OWN)}"
-            f"{did_you_mean(family, OWN)}"
+            f"there is no tiny model of {family!r}; there are {', '.join(FAMILIES)}"
+            f"{did_you_mean(family, FAMILIES)}"
         )
-    raw = {"model_type": family, **COMMON, **OWN[family], **(changes or {})}
+    raw = {"model_type": family, **COMMON, **FAMILIES[family].tiny, **(changes or {})}
     cfg = read_config(raw)[1]
     backend = Transformer(cfg)
     dice = torch.Generator().manual_seed(seed)

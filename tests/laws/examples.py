@@ -13,7 +13,8 @@ from torch import Tensor
 from torch_mi.hooks.coordinates import AXIS, At
 from torch_mi.hooks.point import HookPoint
 from torch_mi.model import MIModel
-from torch_mi.testing import OWN, random_tokens, tiny
+from torch_mi.families import FAMILIES
+from torch_mi.testing import random_tokens, tiny
 
 NAME = {axis: name for name, axes in AXIS.items() for axis in axes}
 POSITIONS = ("pos", "query", "key")
@@ -27,9 +28,9 @@ def model_of(family: str, seed: int = 0, layers: int = 2) -> MIModel:
 @st.composite
 def models(draw: st.DrawFn, family: str | None = None) -> MIModel:
     """A model of one or two layers with a random window, if its family has one."""
-    family = family or draw(st.sampled_from(sorted(OWN)))
+    family = family or draw(st.sampled_from(sorted(FAMILIES)))
     changes: dict[str, object] = {"num_hidden_layers": draw(st.integers(1, 2))}
-    if "sliding_window" in OWN[family]:
+    if "sliding_window" in FAMILIES[family].tiny:
         changes["sliding_window"] = draw(st.integers(2, 6))
     return tiny(family, draw(st.integers(0, 9)), changes)
 

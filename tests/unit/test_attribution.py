@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import torch_mi as mi
-from torch_mi.testing import OWN, tiny
+from torch_mi.families import FAMILIES
+from torch_mi.testing import tiny
 
 PROMPT = "the quick fox"
 
 
-@pytest.mark.parametrize("family", sorted(OWN))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize(("versus", "position"), [(None, -1), ("z", 4)])
 def test_shares_sum_to_the_logit(family: str, versus: str | None, position: int) -> None:
     model = tiny(family)
@@ -28,7 +29,7 @@ def test_shares_sum_to_the_logit(family: str, versus: str | None, position: int)
         )
 
 
-@pytest.mark.parametrize("family", sorted(OWN))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_share_is_what_vanishes_with_its_term(family: str) -> None:
     """With the final denominator held, removing a term moves the logit by its share."""
     model = tiny(family)

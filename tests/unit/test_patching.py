@@ -7,7 +7,8 @@ import torch
 import torch_mi as mi
 from torch_mi.analysis.patching import POINTS
 from torch_mi.sweeps.execute import score_cells, side_by_side
-from torch_mi.testing import OWN, tiny
+from torch_mi.families import FAMILIES
+from torch_mi.testing import tiny
 
 CLEAN, CORRUPTED = "abcdefg", "abXdefg"
 
@@ -35,7 +36,7 @@ def naive(model: mi.MIModel, at: str, metric: mi.Metric) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("family", "at"),
     [(family, at) for family in ("gemma2", "phi3") for at in POINTS]
-    + [(family, at) for family in OWN for at in ("resid_pre", "k")],
+    + [(family, at) for family in FAMILIES for at in ("resid_pre", "k")],
 )
 def test_patching_equals_the_naive_loop(family: str, at: str) -> None:
     model = tiny(family)

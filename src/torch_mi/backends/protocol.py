@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from torch_mi.hooks.point import HookPoint
-from torch_mi.hooks.trace import Tap
+from torch_mi.hooks.trace import Offer, Tap
 from torch_mi.types import Carry, Logits, Resid, Tokens
 
 
@@ -47,7 +47,14 @@ class MIBackend(Protocol):
     """
 
     @property
-    def hook_points(self) -> frozenset[HookPoint]: ...
+    def hook_points(self) -> frozenset[HookPoint]:
+        """The kinds of places there are anywhere in this model."""
+        ...
+
+    def layer_points(self, layer: int) -> frozenset[HookPoint]:
+        """The kinds of places there are in one layer."""
+        ...
+
     @property
     def read_only(self) -> frozenset[HookPoint]:
         """Points that can be captured but not edited."""
@@ -67,7 +74,10 @@ class MIBackend(Protocol):
     def n_layers(self) -> int: ...
     @property
     def sizes(self) -> Mapping[str, int]:
-        """d_model, head, kv_head, d_head, d_mlp and vocab, as far as there are such axes."""
+        """d_model, head, kv_head, d_head, d_value, d_mlp, vocab …, as far as there are such axes.
+
+        `vocab` is how many logits there are; `embedding` knows how many tokens can be read.
+        """
         ...
 
     @property
@@ -81,13 +91,23 @@ class MIBackend(Protocol):
         ...
 
     @property
-    def final_norm(self) -> FinalNorm:
-        """What the final norm does to a normalised vector."""
+    def unembedding_bias(self) -> Tensor | None:
+        """What is added to the logits [vocab], if anything is."""
+        ...
+
+    @property
+    def causal(self) -> bool:
+        """Whether no position can change what an earlier one computes."""
+        ...
+
+    @property
+    def final_norm(self) -> FinalNorm | None:
+        """What the final norm does to a normalised vector, if there is a final norm."""
         ...
 
     @property
     def norms_attention_output(self) -> bool:
-        """Whether a norm stands between attention and the residual stream."""
+        """Whether a norm or a multiplier stands between attention and the residual stream."""
         ...
 
     @property
@@ -111,3 +131,10 @@ class MIBackend(Protocol):
     def grows_differently(self, before: int, total: int) -> bool:
         """Whether a run of `total` tokens treats its first `before` unlike a run of those alone."""
         ...
+
+
+def offer_of(backend: MIBackend) -> Offer:
+    """What a backend has to offer to a spec, layer by layer."""
+    layers = range(backend.n_layers)
+    within = tuple(backend.layer_points(layer) for layer in layers)
+    return Offer(backend.hook_points, len(layers), backend.read_only, within=within)

@@ -2,44 +2,86 @@
 """The transformer: one forward pass for every family, written as the equations read."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from torch_mi.backends.points import layer_points, outer_points
 from torch_mi.backends.protocol import FinalNorm, Run
-from torch_mi.config.transformer import NormType, TransformerConfig
+from torch_mi.config.parts import BlockLayout, NormType
+from torch_mi.config.transformer import TransformerConfig
+from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.attention import Attention, softcap
 from torch_mi.nn.mlp import Mlp
 from torch_mi.nn.norm import Norm
 from torch_mi.nn.rotary import Rotary
-from torch_mi.nn.shared import Shared, Sight
+from torch_mi.nn.shared import Shared, Sight, Turn, linear_biases
 from torch_mi.types import Carry, Logits, Resid, Tokens
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each added to the residual stream."""
+    """One layer: attention and MLP, each added to the residual stream."""
 
     def __init__(self, cfg: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.norm1 = Norm(cfg, HookPoint.Ln1Scale, HookPoint.Ln1Normalized)
+        layout = cfg.layout
+        self.parallel, self.scale = layout.parallel, cfg.residual_scale
+        self.norm1 = norm(cfg, HookPoint.Ln1Scale, HookPoint.Ln1Normalized, layout.norms_inputs)
         self.attn = Attention(cfg, layer)
-        self.post1 = Norm(cfg) if cfg.use_post_norms else None
-        self.norm2 = Norm(cfg, HookPoint.Ln2Scale, HookPoint.Ln2Normalized)
-        self.mlp = Mlp(cfg)
-        self.post2 = Norm(cfg) if cfg.use_post_norms else None
+        self.post1 = norm(
+            cfg, HookPoint.Ln1PostScale, HookPoint.Ln1PostNormalized, layout.norms_outputs
+        )
+        self.mlp = None if cfg.attention_only else Mlp(cfg)
+        second = layout.norms_inputs and layout is not BlockLayout.Parallel
+        self.norm2 = norm(
+            cfg, HookPoint.Ln2Scale, HookPoint.Ln2Normalized, second and self.mlp is not None
+        )
+        self.post2 = norm(
+            cfg,
+            HookPoint.Ln2PostScale,
+            HookPoint.Ln2PostNormalized,
+            layout.norms_outputs and self.mlp is not None,
+        )
+        self.shares_norm = layout is BlockLayout.Parallel
 
     def forward(self, x: Resid, shared: Shared, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
         x = tap(HookPoint.ResidPre, x)
-        h = tap(HookPoint.AttnIn, self.norm1(x, tap))
+        normed = normalised(self.norm1, x, tap)
+        h = tap(HookPoint.AttnIn, normed)
         attn, carry = self.attn(h, shared, tap, past)
-        attn = attn if self.post1 is None else self.post1(attn, tap)
-        x = tap(HookPoint.ResidMid, x + tap(HookPoint.AttnOut, attn))
-        h = tap(HookPoint.MlpIn, self.norm2(x, tap))
-        mlp = self.mlp(h, tap)
-        mlp = mlp if self.post2 is None else self.post2(mlp, tap)
-        return tap(HookPoint.ResidPost, x + tap(HookPoint.MlpOut, mlp)), carry
+        attn = tap(HookPoint.AttnOut, scaled(normalised(self.post1, attn, tap), self.scale))
+        if self.mlp is None:
+            return tap(HookPoint.ResidPost, x + attn), carry
+        mid = tap(HookPoint.ResidMid, x + attn)
+        h = normed if self.shares_norm else normalised(self.norm2, x if self.parallel else mid, tap)
+        mlp = self.mlp(tap(HookPoint.MlpIn, h), tap)
+        mlp = tap(HookPoint.MlpOut, scaled(normalised(self.post2, mlp, tap), self.scale))
+        return tap(HookPoint.ResidPost, mid + mlp), carry
+
+
+def norm(
+    cfg: TransformerConfig,
+    scale: HookPoint,
+    normalized: HookPoint,
+    wanted: bool,  # noqa: FBT001 - whether this layout has a norm here
+) -> Norm | None:
+    """A norm of the residual stream's width, tapped at two points, if there is one here."""
+    if not wanted or cfg.norm_type is NormType.Absent:
+        return None
+    return Norm(cfg.norm_type, cfg.norm_eps, cfg.hidden_size, scale, normalized)
+
+
+def normalised(by: Norm | None, x: Resid, tap: Tap) -> Resid:
+    """The norm of `x`, if there is a norm here."""
+    return x if by is None else by(x, tap)
+
+
+def scaled(x: Tensor, scale: float | None) -> Tensor:
+    """`x` times the scale, if there is one."""
+    return x if scale is None else x * scale
 
 
 class Transformer(nn.Module):
@@ -48,19 +90,27 @@ class Transformer(nn.Module):
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        # made from zeros: drawing it at random on the meta device would import all of torch._dynamo
-        zeros = torch.zeros(cfg.vocab_size, cfg.hidden_size)
-        self.tokens = nn.Embedding.from_pretrained(zeros, freeze=False)  # pyright: ignore[reportUnknownMemberType] - torch's stub
-        self.rope = Rotary(cfg.rope, cfg.head_dim)
+        self.tokens = table(cfg.vocab_size, cfg.hidden_size)
+        learned = cfg.embedding.learned
+        self.positions = None if learned is None else table(learned.rows, cfg.hidden_size)
+        self.norm0 = None
+        if cfg.embedding.norm:
+            self.norm0 = Norm(cfg.norm_type, cfg.norm_eps, cfg.hidden_size)
+        turning = cfg.head_dim if cfg.latent is None else cfg.latent.rope_dim
+        ropes = [rope for rope in dict.fromkeys(cfg.ropes) if rope is not None]
+        self.ropes = {rope: Rotary(rope, turning) for rope in ropes}
         self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.num_layers))
-        self.norm = Norm(cfg, HookPoint.FinalScale, HookPoint.FinalNormalized)
-        self.head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        self.norm = norm(cfg, HookPoint.FinalScale, HookPoint.FinalNormalized, wanted=True)
+        self.head = nn.Linear(cfg.hidden_size, cfg.output_vocab_size, bias=cfg.head.bias)
         if cfg.tie_word_embeddings:
             self.head.weight = self.tokens.weight
-        absent = [HookPoint.PosEmbed, *([] if cfg.gated_mlp else [HookPoint.MlpPreLinear])]
-        self.hook_points = frozenset(HookPoint) - frozenset(absent)
-        self.read_only = frozenset[HookPoint]()
+        self._points = [layer_points(cfg, layer) for layer in range(cfg.num_layers)]
+        self.hook_points = outer_points(cfg).union(*self._points)
+        self.read_only = frozenset([HookPoint.ExpertIndices]) & self.hook_points
         self.always_explicit = cfg.attn_logit_softcapping is not None
+
+    def layer_points(self, layer: int) -> frozenset[HookPoint]:
+        return self._points[layer]
 
     @property
     def n_layers(self) -> int:
@@ -69,14 +119,20 @@ class Transformer(nn.Module):
     @property
     def sizes(self) -> Mapping[str, int]:
         cfg = self.cfg
-        return {
+        sizes = {
             "d_model": cfg.hidden_size,
             "head": cfg.num_attention_heads,
             "kv_head": cfg.num_kv_heads,
             "d_head": cfg.head_dim,
+            "d_value": cfg.head_dim if cfg.latent is None else cfg.latent.value_dim,
             "d_mlp": cfg.intermediate_size,
-            "vocab": cfg.vocab_size,
+            "vocab": cfg.output_vocab_size,
         }
+        if cfg.latent is not None:
+            sizes["d_latent"] = cfg.latent.kv_rank
+        if cfg.experts is not None:
+            sizes |= {"expert": cfg.experts.count, "chosen": cfg.experts.chosen}
+        return sizes
 
     @property
     def embedding(self) -> Tensor:
@@ -87,15 +143,29 @@ class Transformer(nn.Module):
         return self.head.weight
 
     @property
-    def final_norm(self) -> FinalNorm:
-        centred = self.cfg.norm_type is NormType.Layer
-        bias = None if self.norm.bias is None else self.norm.bias.detach()
+    def unembedding_bias(self) -> Tensor | None:
+        return cast("Tensor | None", self.head.bias)
+
+    @property
+    def causal(self) -> bool:
+        return self.cfg.causal
+
+    @property
+    def final_norm(self) -> FinalNorm | None:
+        if self.norm is None:
+            return None
+        gain, bias = self.norm.weight, self.norm.bias
         plus = 1 if self.cfg.norm_type is NormType.RmsPlusOne else 0
-        return FinalNorm(self.norm.weight.detach() + plus, bias, centred)
+        gain = torch.ones(self.cfg.hidden_size) if gain is None else gain.detach() + plus
+        return FinalNorm(
+            gain.to(self.device),
+            None if bias is None else bias.detach(),
+            self.cfg.norm_type.centred,
+        )
 
     @property
     def norms_attention_output(self) -> bool:
-        return self.cfg.use_post_norms
+        return self.cfg.layout.norms_outputs or self.cfg.residual_scale is not None
 
     @property
     def adds_attention_bias(self) -> bool:
@@ -110,15 +180,36 @@ class Transformer(nn.Module):
         return self.tokens.weight.dtype
 
     def begin(self, run: Run) -> Shared:
-        cos, sin = self.rope.tables(run.positions, self.dtype)
-        sight = Sight(run.positions.shape[1], run.seen, run.padding, self.device)
-        return Shared(self.rope, cos, sin, sight, run.explicit)
+        turns = {
+            rope: Turn(rotary, *rotary.tables(run.positions, self.dtype))
+            for rope, rotary in self.ropes.items()
+        }
+        sight = Sight(run.positions.shape[1], run.seen, run.padding, self.device, self.cfg.causal)
+        alibi, heads = self.cfg.alibi, self.cfg.num_attention_heads
+        bias = None if alibi is None else linear_biases(alibi, heads, sight)
+        return Shared(run.positions, turns, sight, bias, run.explicit)
 
-    def embed(self, tokens: Tokens, shared: Shared, tap: Tap) -> Resid:  # noqa: ARG002
+    def embed(self, tokens: Tokens, shared: Shared, tap: Tap) -> Resid:
         x = self.tokens(tokens)
-        if self.cfg.embedding_scale is not None:
-            x = x * torch.tensor(self.cfg.embedding_scale, dtype=x.dtype)
-        return tap(HookPoint.Embed, x)
+        if self.cfg.embedding.scale is not None:
+            x = x * torch.tensor(self.cfg.embedding.scale, dtype=x.dtype)
+        x = tap(HookPoint.Embed, x)
+        if self.positions is not None:
+            rows = self.positions(self.rows(shared.positions)).expand_as(x)
+            x = x + tap(HookPoint.PosEmbed, rows)
+        return normalised(self.norm0, x, tap)
+
+    def rows(self, positions: Tensor) -> Tensor:
+        """The rows of the table of learned positions; an error beyond its end."""
+        learned = self.cfg.embedding.learned
+        offset, rows = (0, 0) if learned is None else (learned.offset, learned.rows)
+        last = int(positions.max()) + offset
+        if last >= rows:
+            raise ModelError(
+                f"position {last - offset} is beyond this model's {rows - offset} learned "
+                "positions; use a shorter text"
+            )
+        return positions + offset
 
     def block(
         self, layer: int, x: Resid, shared: Shared, tap: Tap, past: Carry
@@ -126,8 +217,27 @@ class Transformer(nn.Module):
         return self.blocks[layer](x, shared, tap, past)
 
     def unembed(self, x: Resid, tap: Tap) -> Logits:
-        logits = self.head(tap(HookPoint.FinalNorm, self.norm(x, tap)))
-        return tap(HookPoint.Logits, softcap(logits, self.cfg.final_logit_softcapping))
+        logits = self.head(tap(HookPoint.FinalNorm, normalised(self.norm, x, tap)))
+        logits = softcap(scaled(logits, self.cfg.head.scale), self.cfg.head.softcap)
+        return tap(HookPoint.Logits, logits)
 
     def grows_differently(self, before: int, total: int) -> bool:
-        return self.rope.depends_on_length(before, total)
+        if not self.cfg.causal:
+            return before != total
+        return any(rope.depends_on_length(before, total) for rope in self.ropes.values())
+
+
+def parameter_shapes(cfg: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter that a model of this config owns, in module order; a tied head is not one."""
+    with torch.device("meta"):
+        backend = Transformer(cfg)
+    return {name: tuple(p.shape) for name, p in backend.named_parameters()}
+
+
+def table(rows: int, width: int) -> nn.Embedding:
+    """Vectors to look up.
+
+    Made from zeros: drawing it at random on the meta device would import all of torch._dynamo.
+    """
+    zeros = torch.zeros(rows, width)
+    return nn.Embedding.from_pretrained(zeros, freeze=False)  # pyright: ignore[reportUnknownMemberType] - torch's stub

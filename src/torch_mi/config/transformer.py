@@ -1,113 +1,21 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """What a decoder-only transformer is, as data: every field is a choice of arithmetic."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
-from torch import Tensor
-from torch.nn.functional import gelu, relu, silu
-
+from torch_mi.config.activation import Activation
+from torch_mi.config.parts import (
+    Alibi,
+    BlockLayout,
+    Embedding,
+    Experts,
+    Head,
+    Latent,
+    NormType,
+    QkNorm,
+)
+from torch_mi.config.rope import Rope
 from torch_mi.errors import ConfigError
-
-
-class Activation(Enum):
-    """The nonlinearity of the MLP."""
-
-    Silu = "silu"
-    Gelu = "gelu"
-    """Exact, with the error function."""
-    GeluTanh = "gelu_tanh"
-    """The tanh approximation."""
-    Relu = "relu"
-
-    @property
-    def function(self) -> Callable[[Tensor], Tensor]:
-        match self:
-            case Activation.Silu:
-                return silu
-            case Activation.Gelu:
-                return gelu
-            case Activation.GeluTanh:
-                return gelu_tanh
-            case Activation.Relu:
-                return relu
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU."""
-    return gelu(x, approximate="tanh")
-
-
-class NormType(Enum):
-    """How a norm divides and multiplies, and where it rounds in low precision."""
-
-    Rms = "rms"
-    """x / rms(x), rounded to the model's dtype, times the gain (LLaMA)."""
-    RmsPlusOne = "rms_plus_one"
-    """x / rms(x) times (1 + gain), all in float32, then rounded (Gemma)."""
-    Layer = "layer"
-    """(x - mean) / std times gain plus bias."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Positions divided by `factor`."""
-
-    factor: float
-
-
-@dataclass(frozen=True)
-class DynamicNtk:
-    """The base grows once a sequence is longer than `context`."""
-
-    factor: float
-    context: int
-
-
-@dataclass(frozen=True)
-class Yarn:
-    """YaRN (Peng et al. 2023): interpolate long wavelengths, keep short ones, sharpen scores."""
-
-    factor: float
-    context: int
-    attention_factor: float
-    beta_fast: float
-    beta_slow: float
-    truncate: bool
-
-
-@dataclass(frozen=True)
-class Llama3:
-    """Llama 3.1: keep short wavelengths, divide long ones, blend in between."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    context: int
-
-
-@dataclass(frozen=True)
-class LongRope:
-    """LongRoPE (Ding et al. 2024): one divisor per frequency, by whether the run is long."""
-
-    short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
-    context: int
-    attention_factor: float
-
-
-RopeScaling = Linear | DynamicNtk | Yarn | Llama3 | LongRope
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding: base, how many of a head's dimensions turn, and the scaling."""
-
-    theta: float
-    dim: int
-    scaling: RopeScaling | None = None
-
 
 COUNTS = (
     "hidden_size",
@@ -115,11 +23,15 @@ COUNTS = (
     "num_attention_heads",
     "num_kv_heads",
     "head_dim",
-    "intermediate_size",
     "vocab_size",
     "max_position_embeddings",
 )
-"""Fields of a `TransformerConfig` that count things."""
+"""Fields of a `TransformerConfig` that count things of which there must be some."""
+
+PLAIN_EMBEDDING, PLAIN_HEAD = Embedding(), Head()
+
+PER_LAYER = ("ropes", "windows", "attn_scales")
+"""Fields with an entry for each layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +44,12 @@ class TransformerConfig:
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
+    """Neurons of an MLP; 0 for a model of attention alone."""
     vocab_size: int
     max_position_embeddings: int
-    """Told to the user; no run is refused for being longer."""
+    """Told to the user; no run is refused for being longer, unless positions are learned."""
+    embedding: Embedding = PLAIN_EMBEDDING
+    layout: BlockLayout = BlockLayout.Pre
     norm_type: NormType
     norm_eps: float
     activation: Activation
@@ -142,35 +57,79 @@ class TransformerConfig:
     qkv_bias: bool = False
     o_proj_bias: bool = False
     mlp_bias: bool = False
-    rope: Rope
+    causal: bool = True
+    """Whether a query sees no key that comes after it."""
+    ropes: tuple[Rope | None, ...]
+    """How each layer's queries and keys turn with position; `None` is not at all."""
+    alibi: Alibi | None = None
     windows: tuple[int | None, ...]
     """How many keys each layer's queries see, themselves included; `None` is all of them."""
-    attn_scale: float
-    """What scores are multiplied by."""
+    attn_scales: tuple[float, ...]
+    """What each layer's scores are multiplied by."""
     attn_logit_softcapping: float | None = None
-    final_logit_softcapping: float | None = None
-    use_post_norms: bool = False
-    """Norms on the outputs of attention and MLP as well as on their inputs."""
-    embedding_scale: float | None = None
+    qk_norm: QkNorm | None = None
+    clip_qkv: float | None = None
+    """Queries, keys and values are clipped to ± this."""
+    latent: Latent | None = None
+    """How keys and values are squeezed, if they are."""
+    experts: Experts | None = None
+    residual_scale: float | None = None
+    """Multiplies what attention and MLP add to the residual stream."""
+    head: Head = PLAIN_HEAD
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
         for name in COUNTS:
             if self.__dict__[name] <= 0:
                 raise ConfigError(f"{name} = {self.__dict__[name]} is not positive")
+        if self.intermediate_size < 0:
+            raise ConfigError(f"intermediate_size = {self.intermediate_size} is negative")
         if self.num_attention_heads % self.num_kv_heads:
             raise ConfigError(
                 f"{self.num_attention_heads} attention heads cannot share "
                 f"{self.num_kv_heads} key/value heads evenly"
             )
-        if self.rope.dim % 2 or not 0 < self.rope.dim <= self.head_dim:
+        self._check_layers()
+        if self.tie_word_embeddings and self.output_vocab_size != self.vocab_size:
             raise ConfigError(
-                f"{self.rope.dim} rotary dimensions do not fit heads of {self.head_dim}; "
-                "an even number up to that is needed"
+                f"a tied unembedding has {self.vocab_size} logits, not {self.output_vocab_size}"
             )
-        if len(self.windows) != self.num_layers:
-            raise ConfigError(f"{len(self.windows)} windows for {self.num_layers} layers")
+
+    def _check_layers(self) -> None:
+        for name in PER_LAYER:
+            if len(self.__dict__[name]) != self.num_layers:
+                count = len(self.__dict__[name])
+                raise ConfigError(f"{count} {name} for {self.num_layers} layers")
         if any(window is not None and window <= 0 for window in self.windows):
             raise ConfigError("a window without keys: a query sees at least itself")
-        if isinstance(self.rope.scaling, DynamicNtk) and self.rope.dim <= 2:  # noqa: PLR2004
-            raise ConfigError("a base that grows with the run needs more than 2 rotary dimensions")
+        turning = self.head_dim if self.latent is None else self.latent.rope_dim
+        for rope in self.ropes:
+            if rope is not None and rope.dim > turning:
+                raise ConfigError(
+                    f"{rope.dim} rotary dimensions do not fit heads of {turning}; "
+                    "an even number up to that is needed"
+                )
+
+    @property
+    def embedding_scale(self) -> float | None:
+        """What token embeddings are multiplied by."""
+        return self.embedding.scale
+
+    @property
+    def final_logit_softcapping(self) -> float | None:
+        """The bound that logits are squashed to."""
+        return self.head.softcap
+
+    @property
+    def output_vocab_size(self) -> int:
+        """How many logits there are."""
+        return self.vocab_size if self.head.vocab_size is None else self.head.vocab_size
+
+    @property
+    def attention_only(self) -> bool:
+        """Whether no layer has an MLP."""
+        return self.intermediate_size == 0 and self.experts is None
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has a mixture of experts in place of one MLP."""
+        return self.experts is not None and self.experts.layers[layer]

@@ -8,7 +8,10 @@ from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ConfigError, did_you_mean
 from torch_mi.families.decoder import DECODERS
 from torch_mi.families.family import Family
-from torch_mi.families.names import Placement, Plan, expected_shapes
+from torch_mi.families.gpt import GPTS
+from torch_mi.families.modern import MODERN
+from torch_mi.families.moe import MIXTURES
+from torch_mi.families.names import Placement, Plan
 
 __all__ = [
     "FAMILIES",
@@ -16,13 +19,13 @@ __all__ = [
     "Placement",
     "Plan",
     "eos_token_ids",
-    "expected_shapes",
     "find_family",
     "read_config",
 ]
 
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family for family in sorted(DECODERS, key=lambda f: f.model_type)
+    family.model_type: family
+    for family in sorted((*DECODERS, *GPTS, *MODERN, *MIXTURES), key=lambda f: f.model_type)
 }
 """By `model_type`."""
 

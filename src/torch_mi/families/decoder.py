@@ -4,9 +4,10 @@
 Where a config is silent, the defaults are those of transformers' config classes.
 """
 
-from torch_mi.config.transformer import NormType, TransformerConfig
+from torch_mi.config.parts import BlockLayout, NormType
+from torch_mi.config.transformer import TransformerConfig
+from torch_mi.families.compose import embedding, every, head
 from torch_mi.families.family import Family
-from torch_mi.families.names import Rows
 from torch_mi.families.rope import RopeRule, longrope, plain
 from torch_mi.families.rules import (
     ACTIVATIONS,
@@ -25,6 +26,7 @@ from torch_mi.families.rules import (
     root_width,
     upper_layers,
 )
+from torch_mi.families.sources import Rows
 
 PROVENANCE = """
     _commit_hash _from_auto _name_or_path architectures auto_map dtype finetuning_task
@@ -88,9 +90,9 @@ LLAMA = Family(
         "qkv_bias": flag("attention_bias", default=False),
         "o_proj_bias": flag("attention_bias", default=False),
         "mlp_bias": flag("mlp_bias", default=False),
-        "rope": RopeRule(2048),
+        "ropes": every(RopeRule(2048)),
         "windows": no_window,
-        "attn_scale": inverse_root(HEAD_DIM),
+        "attn_scales": every(inverse_root(HEAD_DIM)),
         "tie_word_embeddings": flag("tie_word_embeddings", default=False),
     },
     sources={
@@ -115,6 +117,7 @@ LLAMA = Family(
         "model.layers.*.self_attn.rotary_emb.cos_cached",
         "model.layers.*.self_attn.rotary_emb.sin_cached",
     ),
+    tiny={"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 3},
 )
 
 UNBIASED = {
@@ -129,10 +132,11 @@ MISTRAL = LLAMA.but(
         **UNBIASED,
         "num_kv_heads": kv_heads(absent=8),
         "max_position_embeddings": integer("max_position_embeddings", 131072),
-        "rope": RopeRule(131072),
+        "ropes": every(RopeRule(131072)),
         "windows": every_layer(absent=4096),
     },
     fixed={"attention_bias": (False,), "mlp_bias": (False,)},
+    tiny={"sliding_window": 5},
 )
 
 QWEN2 = LLAMA.but(
@@ -141,12 +145,18 @@ QWEN2 = LLAMA.but(
         **UNBIASED,
         "num_kv_heads": kv_heads(absent=32),
         "max_position_embeddings": integer("max_position_embeddings", 32768),
-        "rope": RopeRule(32768),
+        "ropes": every(RopeRule(32768)),
         "qkv_bias": ALWAYS,
         "windows": upper_layers,
     },
     inert={"attention_bias"},
     fixed={"mlp_bias": (False,)},
+    tiny={
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+        "tie_word_embeddings": True,
+    },
 )
 
 WIDE_HEAD = integer("head_dim", 256)
@@ -162,12 +172,13 @@ GEMMA = LLAMA.but(
             "hidden_act", "gelu_pytorch_tanh", meant={"gelu": "gelu_pytorch_tanh"}
         ),
         "mlp_bias": NEVER,
-        "rope": RopeRule(8192, WIDE_HEAD),
-        "attn_scale": inverse_root(WIDE_HEAD),
-        "embedding_scale": root_width,
+        "ropes": every(RopeRule(8192, WIDE_HEAD)),
+        "attn_scales": every(inverse_root(WIDE_HEAD)),
+        "embedding": embedding(scale=root_width),
         "tie_word_embeddings": flag("tie_word_embeddings", default=True),
     },
     fixed={"hidden_activation": ("gelu_pytorch_tanh",), "mlp_bias": (False,)},
+    tiny={"num_key_value_heads": 1},
 )
 
 GEMMA2 = GEMMA.but(
@@ -175,11 +186,11 @@ GEMMA2 = GEMMA.but(
     rules={
         "num_kv_heads": kv_heads(absent=4),
         "activation": activation("hidden_activation", "gelu_pytorch_tanh"),
-        "use_post_norms": ALWAYS,
+        "layout": constant(BlockLayout.Sandwich),
         "windows": alternating,
-        "attn_scale": inverse_root(number("query_pre_attn_scalar", 256.0)),
+        "attn_scales": every(inverse_root(number("query_pre_attn_scalar", 256.0))),
         "attn_logit_softcapping": nullable("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": nullable("final_logit_softcapping", 30.0),
+        "head": head(softcap=nullable("final_logit_softcapping", 30.0)),
     },
     sources={
         "blocks.*.post1": "model.layers.*.post_attention_layernorm",
@@ -188,6 +199,12 @@ GEMMA2 = GEMMA.but(
     },
     inert={"hidden_act", "sliding_window_size"},
     fixed={"hidden_activation": tuple(ACTIVATIONS)},
+    tiny={
+        "sliding_window": 4,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 7,
+    },
 )
 
 
@@ -208,11 +225,13 @@ PHI3 = LLAMA.but(
         **UNBIASED,
         "max_position_embeddings": integer("max_position_embeddings", 4096),
         "norm_eps": number("rms_norm_eps", 1e-5),
-        "rope": RopeRule(
-            4096,
-            kinds={"default": plain, "longrope": longrope, "su": longrope, "yarn": longrope},
-            partial=True,
-            context=4096,
+        "ropes": every(
+            RopeRule(
+                4096,
+                kinds={"default": plain, "longrope": longrope, "su": longrope, "yarn": longrope},
+                partial=True,
+                context=4096,
+            )
         ),
         "windows": every_layer(),
     },
@@ -230,6 +249,7 @@ PHI3 = LLAMA.but(
         "full_attn_mod": (1,),
         "interpolate_factor": (1,),
     },
+    tiny={"partial_rotary_factor": 0.6, "sliding_window": 6, "num_key_value_heads": 6},
 )
 
 STARCODER2 = LLAMA.but(
@@ -244,7 +264,7 @@ STARCODER2 = LLAMA.but(
         "qkv_bias": flag("use_bias", default=True),
         "o_proj_bias": flag("use_bias", default=True),
         "mlp_bias": flag("use_bias", default=True),
-        "rope": RopeRule(4096),
+        "ropes": every(RopeRule(4096)),
         "windows": every_layer(),
         "tie_word_embeddings": flag("tie_word_embeddings", default=True),
     },
@@ -260,6 +280,7 @@ STARCODER2 = LLAMA.but(
         "scale_attention_softmax_in_fp32",
     },
     fixed={"mlp_type": ("default",), "scale_attn_weights": (True,)},
+    tiny={"sliding_window": 5},
 )
 
 DECODERS = (LLAMA, MISTRAL, QWEN2, GEMMA, GEMMA2, PHI3, STARCODER2)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """A model family, as data: how to read its `config.json`, and what it calls each tensor."""
 
-from collections.abc import Collection, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ConfigError
-from torch_mi.families.names import Plan, Source, place
+from torch_mi.families.names import Plan, place
 from torch_mi.families.rules import Reader, Rule, brief
+from torch_mi.families.sources import Shape, Source
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,14 @@ class Family:
     """Config keys that change nothing as long as they have one of these values (or null)."""
     buffers: Collection[str] = ()
     """Patterns of checkpoint tensors that are not parameters."""
+    variants: Sequence[Mapping[str, Source]] = ()
+    """Other names that checkpoints use, each as what differs from `sources`."""
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What this family calls a config key -> what the rules call it."""
+    tiny: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Config keys of this family's tiny model: the shapes that mistakes do not fit."""
 
-    def but(
+    def but(  # noqa: PLR0913 - one for each part of a family
         self,
         model_type: str,
         *,
@@ -34,6 +41,10 @@ class Family:
         sources: Mapping[str, Source] | None = None,
         inert: Set[str] = frozenset(),
         fixed: Mapping[str, Collection[object]] | None = None,
+        buffers: Collection[str] = (),
+        variants: Sequence[Mapping[str, Source]] = (),
+        aliases: Mapping[str, str] | None = None,
+        tiny: Mapping[str, object] | None = None,
     ) -> "Family":
         """A family like this one, except."""
         return Family(
@@ -42,7 +53,10 @@ class Family:
             sources={**self.sources, **(sources or {})},
             inert=self.inert | inert,
             fixed={**self.fixed, **(fixed or {})},
-            buffers=self.buffers,
+            buffers=(*self.buffers, *buffers),
+            variants=variants or self.variants,
+            aliases={**self.aliases, **(aliases or {})},
+            tiny=tiny or {},
         )
 
     def config(self, raw: Mapping[str, object]) -> TransformerConfig:
@@ -52,6 +66,7 @@ class Family:
                 "config.json has a quantization_config: quantised checkpoints are not supported; "
                 "load the model they were made from"
             )
+        raw = self.respelt(raw)
         c = Reader(raw)
         fields: dict[str, Any] = {name: rule(c) for name, rule in self.rules.items()}
         for key, values in self.fixed.items():
@@ -65,9 +80,25 @@ class Family:
         c.refuse_unread(self.inert | set(self.fixed), self.model_type)
         return TransformerConfig(**fields)
 
-    def place(self, cfg: TransformerConfig, names: Collection[str]) -> Plan:
+    def respelt(self, raw: Mapping[str, object]) -> Mapping[str, object]:
+        """A config with its keys as the rules call them."""
+        keys = dict[str, object]()
+        for key, value in raw.items():
+            name = self.aliases.get(key, key)
+            if name in keys and not same(keys[name], value):
+                raise ConfigError(f"config.json says {name} twice, and {key} = {brief(value)}")
+            keys[name] = value
+        return keys
+
+    def tables(self) -> list[Mapping[str, Source]]:
+        """Every table of names that checkpoints of this family use."""
+        return [self.sources, *({**self.sources, **variant} for variant in self.variants)]
+
+    def place(
+        self, cfg: TransformerConfig, shapes: Mapping[str, Shape], names: Collection[str]
+    ) -> Plan:
         """Where each parameter lies in a checkpoint whose tensors are called `names`."""
-        return place(cfg, self.sources, self.buffers, names)
+        return place(cfg, shapes, self.tables(), self.buffers, names)
 
 
 def same(value: object, other: object) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from torch_mi.config.transformer import (
+from torch_mi.config.rope import (
     DynamicNtk,
     Linear,
     Llama3,
@@ -122,6 +122,10 @@ class RopeRule:
     """Whether a part of each head can be left unturned."""
     context: int | None = None
     """The original context where the config's top level does not say."""
+    interleaved: bool = False
+    """Whether neighbouring dimensions turn together."""
+    part: float = 1.0
+    """How much of each head turns where the config does not say."""
 
     def __call__(self, c: Reader) -> Rope:
         sections = flatten(c) or [Reader({}, c.name)]
@@ -137,7 +141,7 @@ class RopeRule:
     def read(self, c: Reader, r: Reader) -> Rope:
         """One rotary embedding, by one object and what the top level adds to it."""
         theta = first_number("rope_theta", 10_000.0, r, c)
-        part = first_number("partial_rotary_factor", 1.0, r, c)
+        part = first_number("partial_rotary_factor", self.part, r, c)
         if part != 1.0 and not self.partial:
             raise ConfigError(
                 f"{r.name}: this model_type turns whole heads; "
@@ -155,7 +159,7 @@ class RopeRule:
             )
         scaling = self.kinds[kind](r, lengths)
         r.refuse_unread(INERT, f"rotary embedding of type {kind!r}")
-        return Rope(theta, dim, scaling)
+        return Rope(theta, dim, scaling, self.interleaved)
 
     def original_context(self, c: Reader, r: Reader, longest: int) -> int:
         """The top level has precedence, as in transformers."""

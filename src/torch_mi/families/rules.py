@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Set
 from typing import TypeVar, cast
 
-from torch_mi.config.transformer import Activation
+from torch_mi.config.activation import Activation
 from torch_mi.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")

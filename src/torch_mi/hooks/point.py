@@ -54,15 +54,39 @@ class HookPoint(StrEnum):
         "batch pos d_model",
         "what attention reads: that norm's output",
     )
-    AttnQ = "blocks.*.attn.hook_q", "batch pos head d_head", "queries, before rotary embedding"
+    AttnQIn = (
+        "blocks.*.hook_q_input",
+        "batch pos head d_model",
+        "what each head's queries read: attn_in, head by head",
+    )
+    AttnKIn = (
+        "blocks.*.hook_k_input",
+        "batch pos kv_head d_model",
+        "what each head's keys read: attn_in, head by head",
+    )
+    AttnVIn = (
+        "blocks.*.hook_v_input",
+        "batch pos kv_head d_model",
+        "what each head's values read: attn_in, head by head",
+    )
+    AttnLatent = (
+        "blocks.*.attn.hook_latent",
+        "batch pos d_latent",
+        "the narrow vector that keys and values unfold from, normed (latent attention)",
+    )
+    AttnQ = (
+        "blocks.*.attn.hook_q",
+        "batch pos head d_head",
+        "queries, before any norm of theirs and before rotary embedding",
+    )
     AttnK = (
         "blocks.*.attn.hook_k",
         "batch pos kv_head d_head",
-        "keys, before rotary embedding and before they are shared among heads",
+        "keys, before any norm of theirs, rotary embedding, and sharing among heads",
     )
     AttnV = (
         "blocks.*.attn.hook_v",
-        "batch pos kv_head d_head",
+        "batch pos kv_head d_value",
         "values, before they are shared among heads",
     )
     AttnRotQ = (
@@ -78,7 +102,7 @@ class HookPoint(StrEnum):
     AttnScores = (
         "blocks.*.attn.hook_scores",
         "batch head query key",
-        "scores after scale, soft-cap and mask, before the softmax",
+        "scores after scale, soft-cap, linear biases and mask, before the softmax",
         "blocks.*.attn.hook_attn_scores",
     )
     AttnPattern = (
@@ -86,11 +110,21 @@ class HookPoint(StrEnum):
         "batch head query key",
         "attention probabilities, after the softmax",
     )
-    AttnZ = "blocks.*.attn.hook_z", "batch pos head d_head", "each head's mixed values"
+    AttnZ = "blocks.*.attn.hook_z", "batch pos head d_value", "each head's mixed values"
     AttnResult = (
         "blocks.*.attn.hook_result",
         "batch pos head d_model",
         "each head's share of the attention output (computed only when asked for)",
+    )
+    Ln1PostScale = (
+        "blocks.*.ln1_post.hook_scale",
+        "batch pos one",
+        "denominator of the norm on attention's output, where there is one",
+    )
+    Ln1PostNormalized = (
+        "blocks.*.ln1_post.hook_normalized",
+        "batch pos d_model",
+        "value of that norm before its gain and bias",
     )
     AttnOut = (
         "blocks.*.hook_attn_out",
@@ -120,15 +154,60 @@ class HookPoint(StrEnum):
         "batch pos d_mlp",
         "the linear branch of a gated MLP",
     )
+    MlpMid = (
+        "blocks.*.mlp.hook_mid",
+        "batch pos d_mlp",
+        "neurons after the nonlinearity, before a norm over the neurons",
+    )
     MlpPost = (
         "blocks.*.mlp.hook_post",
         "batch pos d_mlp",
         "neurons after the nonlinearity, times the linear branch if gated",
     )
+    RouterLogits = (
+        "blocks.*.mlp.hook_router_logits",
+        "batch pos expert",
+        "how the router judges each expert, before softmax or sigmoid",
+    )
+    ExpertWeights = (
+        "blocks.*.mlp.hook_expert_weights",
+        "batch pos expert",
+        "the router's scores after softmax or sigmoid, before any are chosen",
+    )
+    ExpertIndices = (
+        "blocks.*.mlp.hook_expert_indices",
+        "batch pos chosen",
+        "which experts are chosen, best first",
+    )
+    ExpertGates = (
+        "blocks.*.mlp.hook_expert_gates",
+        "batch pos expert",
+        "what each expert's output is multiplied by: zero unless it is chosen",
+    )
+    ExpertOut = (
+        "blocks.*.mlp.hook_expert_out",
+        "batch pos expert d_model",
+        "each expert's share of the output, times its gate (computed only when asked for)",
+    )
+    SharedExpertOut = (
+        "blocks.*.mlp.hook_shared_expert_out",
+        "batch pos d_model",
+        "the output of the expert that every token goes to, times its gate",
+    )
     MlpRawOut = (
         "blocks.*.mlp.hook_out",
         "batch pos d_model",
-        "down-projection output, before any post-norm",
+        "output of the MLP or the experts, before any post-norm",
+    )
+    Ln2PostScale = (
+        "blocks.*.ln2_post.hook_scale",
+        "batch pos one",
+        "denominator of the norm on the MLP's output, where there is one",
+    )
+    Ln2PostNormalized = (
+        "blocks.*.ln2_post.hook_normalized",
+        "batch pos d_model",
+        "value of that norm before its gain and bias",
     )
     MlpOut = (
         "blocks.*.hook_mlp_out",

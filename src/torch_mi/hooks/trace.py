@@ -148,6 +148,12 @@ class Offer:
     n_layers: int
     read_only: frozenset[HookPoint] = frozenset()
     has_state: bool = False
+    within: tuple[frozenset[HookPoint], ...] | None = None
+    """The points of each layer; `None` if all layers have all points."""
+
+    def has(self, point: HookPoint, layer: int) -> bool:
+        """Whether one layer has this point."""
+        return self.within is None or point in self.within[layer]
 
     def resolve(self, place: Place) -> list[Hook]:
         """The hooks that `place` means in this model."""
@@ -156,11 +162,15 @@ class Offer:
             names = ", ".join(p.name for p in HookPoint if p in self.points)
             raise HookError(f"this model has no {point.name}; it has {names}")
         if isinstance(place, HookPoint):
-            return place.on(self.n_layers)
+            hooks = place.on(self.n_layers)
+            return [h for h in hooks if h.layer is None or self.has(point, h.layer)]
         if place.layer is not None and place.layer >= self.n_layers:
             raise HookError(
                 f"{place!r} is out of range: this model has layers 0 … {self.n_layers - 1}"
             )
+        if place.layer is not None and not self.has(point, place.layer):
+            layers = [i for i in range(self.n_layers) if self.has(point, i)]
+            raise HookError(f"layer {place.layer} has no {point.name}; layers {layers} have")
         return [place]
 
 

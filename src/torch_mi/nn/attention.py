@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Causal self-attention with grouped keys and values, explicit or fused.
+"""Self-attention with grouped keys and values, explicit or fused.
 
 Both ways compute the same; only the explicit one has scores and a pattern to show. Which keys a
 query may see is a boolean mask, so that nothing an edit does to scores or pattern can break it.
@@ -13,13 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from torch_mi.config.parts import Over
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
-from torch_mi.nn.shared import Shared, Sight
+from torch_mi.nn.norm import Norm
+from torch_mi.nn.shared import Shared
 from torch_mi.types import Carry, Heads, Keys, Resid
 
 Shares = Float[Tensor, "batch pos head d_model"]
+Reads = Float[Tensor, "batch pos _ d_model"]
 
 
 class Attention(nn.Module):
@@ -28,36 +31,66 @@ class Attention(nn.Module):
     def __init__(self, cfg: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.heads, self.kv_heads = cfg.num_attention_heads, cfg.num_kv_heads
-        self.scale, self.softcap = cfg.attn_scale, cfg.attn_logit_softcapping
-        self.window = cfg.windows[layer]
+        self.scale, self.softcap = cfg.attn_scales[layer], cfg.attn_logit_softcapping
+        self.window, self.rope, self.clip = cfg.windows[layer], cfg.ropes[layer], cfg.clip_qkv
+        self.scales_bias = cfg.alibi is not None and cfg.alibi.scaled
         width, d_q, d_kv = cfg.hidden_size, self.heads * cfg.head_dim, self.kv_heads * cfg.head_dim
         self.q = nn.Linear(width, d_q, bias=cfg.qkv_bias)
         self.k = nn.Linear(width, d_kv, bias=cfg.qkv_bias)
         self.v = nn.Linear(width, d_kv, bias=cfg.qkv_bias)
         self.o = nn.Linear(d_q, width, bias=cfg.o_proj_bias)
+        self.norm_q = head_norm(cfg, self.heads)
+        self.norm_k = head_norm(cfg, self.kv_heads)
+        self.norms_whole = cfg.qk_norm is not None and cfg.qk_norm.over is Over.Whole
 
     @property
     def o_bias(self) -> Tensor | None:
         return cast("Tensor | None", self.o.bias)
 
     def forward(self, x: Resid, shared: Shared, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
-        batch, pos, _ = x.shape
-        q = tap(HookPoint.AttnQ, self.q(x).view(batch, pos, self.heads, -1))
-        k = tap(HookPoint.AttnK, self.k(x).view(batch, pos, self.kv_heads, -1))
-        v = tap(HookPoint.AttnV, self.v(x).view(batch, pos, self.kv_heads, -1))
-        q = tap(HookPoint.AttnRotQ, shared.rotate(q))
-        k = tap(HookPoint.AttnRotK, shared.rotate(k))
+        q = tap(HookPoint.AttnQ, project(self.q, x, self.heads, HookPoint.AttnQIn, tap))
+        k = tap(HookPoint.AttnK, project(self.k, x, self.kv_heads, HookPoint.AttnKIn, tap))
+        v = tap(
+            HookPoint.AttnV, self.clipped(project(self.v, x, self.kv_heads, HookPoint.AttnVIn, tap))
+        )
+        q, k = self.normed(self.norm_q, q, tap), self.normed(self.norm_k, k, tap)
+        q = tap(HookPoint.AttnRotQ, shared.rotate(q, self.rope))
+        k = tap(HookPoint.AttnRotK, shared.rotate(k, self.rope))
         if past:
             k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+        return self.output(self.mix(q, k, v, shared, tap), tap), (k, v)
+
+    def normed(self, norm: Norm | None, x: Heads, tap: Tap) -> Heads:
+        """Queries or keys after their norm and clipping, if they have any."""
+        if norm is not None and self.norms_whole:
+            x = norm(x.flatten(2), tap).view_as(x)
+        elif norm is not None:
+            x = norm(x, tap)
+        return self.clipped(x)
+
+    def clipped(self, x: Heads) -> Heads:
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    def mix(self, q: Heads, k: Keys, v: Keys, shared: Shared, tap: Tap) -> Heads:
+        """What each head takes up: explicit where someone looks, fused where nobody does."""
         looked_at = tap.watches(HookPoint.AttnScores, HookPoint.AttnPattern)
         if looked_at or shared.explicit or self.softcap is not None:
-            z = self.explicit(q, k, v, shared.sight, tap)
+            z = self.explicit(q, k, v, shared, tap)
         else:
-            z = self.fused(q, k, v, shared.sight)
-        return self.output(tap(HookPoint.AttnZ, z), tap), (k, v)
+            z = self.fused(q, k, v, shared)
+        return tap(HookPoint.AttnZ, z)
 
-    def explicit(self, q: Heads, k: Keys, v: Keys, sight: Sight, tap: Tap) -> Heads:
+    def bias(self, shared: Shared) -> Tensor | None:
+        """What is added to the scores, if anything is."""
+        return (
+            shared.bias * self.scale
+            if shared.bias is not None and self.scales_bias
+            else (shared.bias)
+        )
+
+    def explicit(self, q: Heads, k: Keys, v: Keys, shared: Shared, tap: Tap) -> Heads:
         """Attention step by step. A query that may see nothing takes up nothing."""
+        sight, bias = shared.sight, self.bias(shared)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         groups = self.heads // self.kv_heads
         if groups > 1:
@@ -65,6 +98,7 @@ class Attention(nn.Module):
         visible = sight.mask(self.window)
         # in place: nobody has seen these scores yet, and they are the largest tensors of a run
         scores = softcap((q @ k.mT).mul_(self.scale), self.softcap)
+        scores = scores if bias is None else scores + bias
         scores = tap(HookPoint.AttnScores, scores.masked_fill_(~visible, -torch.inf))
         if tap.edits(HookPoint.AttnScores):
             scores = scores.masked_fill(~visible, -torch.inf)
@@ -76,18 +110,21 @@ class Attention(nn.Module):
             pattern = pattern.masked_fill(~visible, 0)
         return (pattern @ v).transpose(1, 2)
 
-    def fused(self, q: Heads, k: Keys, v: Keys, sight: Sight) -> Heads:
+    def fused(self, q: Heads, k: Keys, v: Keys, shared: Shared) -> Heads:
         """The same by torch's fused kernel, which never forms the pattern."""
+        sight, bias = shared.sight, self.bias(shared)
         plain = sight.plain(self.window)
         mask = None
-        if not plain or (sight.seen and sight.queries > 1):
+        if not plain or (sight.seen and sight.queries > 1 and sight.causal):
             mask = sight.mask(self.window)
+        if bias is not None:
+            mask = bias.masked_fill(~sight.mask(self.window), -torch.inf).to(q.dtype)
         z = scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
             attn_mask=mask,
-            is_causal=mask is None and sight.queries > 1,
+            is_causal=mask is None and sight.causal and sight.queries > 1,
             scale=self.scale,
             enable_gqa=self.heads != self.kv_heads,
         )
@@ -109,8 +146,39 @@ class Attention(nn.Module):
 
     def shares(self, z: Heads) -> Shares:
         """What each head adds to the attention output; with the bias they sum to it."""
-        weight = self.o.weight.view(-1, self.heads, z.shape[-1])
+        weight = self.o.weight.unflatten(1, (self.heads, -1))
         return torch.einsum("bphd,ehd->bphe", z, weight)
+
+
+def head_norm(cfg: TransformerConfig, heads: int) -> Norm | None:
+    """The norm of queries or keys, if there is one."""
+    if cfg.qk_norm is None:
+        return None
+    shapes = {
+        Over.Head: (cfg.head_dim,),
+        Over.EachHead: (heads, cfg.head_dim),
+        Over.Whole: (heads * cfg.head_dim,),
+    }
+    return Norm(cfg.qk_norm.norm_type, cfg.norm_eps, shapes[cfg.qk_norm.over])
+
+
+def project(
+    linear: nn.Linear, x: Resid, heads: int, reads: HookPoint, tap: Tap
+) -> Float[Tensor, "batch pos _ d_head"]:
+    """Queries, keys or values, each head from what it `reads`.
+
+    That is the same for all heads, unless an edit or a gradient goes through it.
+    """
+    if not tap.watches(reads):
+        return linear(x).unflatten(-1, (heads, -1))
+    each = x[:, :, None].expand(-1, -1, heads, -1)
+    if not (tap.edits(reads) or x.requires_grad):
+        tap.later(reads, partial(torch.clone, each))
+        return linear(x).unflatten(-1, (heads, -1))
+    weight = linear.weight.unflatten(0, (heads, -1))
+    made = torch.einsum("bphd,hed->bphe", tap(reads, each), weight)
+    bias = cast("Tensor | None", linear.bias)
+    return made if bias is None else made + bias.unflatten(0, (heads, -1))
 
 
 def probabilities(scores: Tensor, blind: Tensor | None) -> Tensor:

@@ -3,9 +3,12 @@
 
 from torch import nn
 
+from torch_mi.config.activation import Activation
+from torch_mi.config.parts import NormType
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
+from torch_mi.nn.norm import Norm
 from torch_mi.types import Resid
 
 
@@ -18,6 +21,8 @@ class Mlp(nn.Module):
         self.act = cfg.activation.function
         self.gate = nn.Linear(width, inner, bias=bias) if cfg.gated_mlp else None
         self.up = nn.Linear(width, inner, bias=bias)
+        after = cfg.activation is Activation.SoluNorm
+        self.norm = Norm(NormType.Layer, cfg.norm_eps, inner) if after else None
         self.down = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: Resid, tap: Tap) -> Resid:
@@ -26,4 +31,6 @@ class Mlp(nn.Module):
         else:
             gated = self.act(tap(HookPoint.MlpPre, self.gate(x)))
             post = gated * tap(HookPoint.MlpPreLinear, self.up(x))
+        if self.norm is not None:
+            post = self.norm(tap(HookPoint.MlpMid, post), tap)
         return tap(HookPoint.MlpRawOut, self.down(tap(HookPoint.MlpPost, post)))

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from torch_mi.config.transformer import NormType, TransformerConfig
+from torch_mi.config.parts import NormType
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.types import Resid
@@ -20,22 +20,25 @@ class Norm(nn.Module):
 
     def __init__(
         self,
-        cfg: TransformerConfig,
+        kind: NormType,
+        eps: float,
+        shape: int | tuple[int, ...],
         scale: HookPoint | None = None,
         normalized: HookPoint | None = None,
     ) -> None:
-        """A norm with gain one, tapped at the two points if they are given."""
+        """A norm over the last axis of `shape`, gain one, tapped at the two points if given."""
         super().__init__()
-        self.kind, self.eps = cfg.norm_type, cfg.norm_eps
+        self.kind, self.eps = kind, eps
         self.scale, self.normalized = scale, normalized
-        self.weight = nn.Parameter(torch.ones(cfg.hidden_size))
-        centred = self.kind is NormType.Layer
-        self.bias = nn.Parameter(torch.zeros(cfg.hidden_size)) if centred else None
+        self.weight = nn.Parameter(torch.ones(shape)) if kind.has_gain else None
+        self.bias = nn.Parameter(torch.zeros(shape)) if kind.has_bias else None
 
     def forward(self, x: Resid, tap: Tap) -> Resid:
         """The norm of `x`, computed in float32."""
+        if self.kind is NormType.Absent:
+            return x
         h = x.float()
-        if self.kind is NormType.Layer:
+        if self.kind.centred:
             h = h - h.mean(-1, keepdim=True)
         mean_square = length(h).square() / h.shape[-1]
         denominator = (mean_square + self.eps).sqrt()
@@ -46,11 +49,13 @@ class Norm(nn.Module):
 
     def gain(self, h: Resid, like: Resid) -> Resid:
         """Gain and bias; families differ in where low precision rounds."""
+        if self.weight is None:
+            return h.to(like)
         match self.kind:
             case NormType.Rms:
                 return self.weight * h.to(like)
             case NormType.RmsPlusOne:
                 return (h * (1 + self.weight.float())).to(like)
-            case NormType.Layer:
+            case _:
                 bias = 0 if self.bias is None else self.bias
                 return (h * self.weight + bias).to(like)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Rotary position embedding: pairs of a head's dimensions turn with position.
 
-Dimension j turns together with j + dim/2. Frequencies, angles, sines and cosines are float32 in
-any model; only the finished tables are rounded to its dtype.
+Dimension j turns together with j + dim/2, or 2j with 2j + 1 where they are interleaved.
+Frequencies, angles, sines and cosines are float32 in any model; only the finished tables are
+rounded to its dtype.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from torch_mi.config.transformer import DynamicNtk, Linear, Llama3, LongRope, Rope, Yarn
+from torch_mi.config.rope import DynamicNtk, Linear, Llama3, LongRope, Rope, Yarn
 from torch_mi.types import Heads
 
 Frequencies = Float[Tensor, "half"]
@@ -30,7 +31,7 @@ class Rotary(nn.Module):
     def tables(
         self, positions: Int[Tensor, "batch pos"], dtype: torch.dtype = torch.float32
     ) -> tuple[Table, Table]:
-        """Cosines, and sines whose first half is negated, as `apply_to` wants them.
+        """Cosines, and sines of which those for the first of a pair are negated, for `apply_to`.
 
         The dimensions that do not turn have cosine 1 and sine 0. How far the run reaches, its
         greatest position, decides the frequencies of the length-dependent kinds.
@@ -41,6 +42,9 @@ class Rotary(nn.Module):
         if scale != 1.0:
             cos, sin = cos * scale, sin * scale
         cosines, sines = [cos, cos], [-sin, sin]
+        if self.rope.interleaved:
+            cosines = [torch.stack(cosines, -1).flatten(-2)]
+            sines = [torch.stack(sines, -1).flatten(-2)]
         if still := self.head_dim - self.rope.dim:
             cosines.append(cos.new_ones(*cos.shape[:-1], still))
             sines.append(sin.new_zeros(*sin.shape[:-1], still))
@@ -49,7 +53,10 @@ class Rotary(nn.Module):
     def apply_to(self, x: Heads, cos: Table, sin: Table) -> Heads:
         """Queries or keys, turned: `x * cos + swap(x) * sin`, in three kernels."""
         dim, half = self.rope.dim, self.rope.dim // 2
-        if dim == self.head_dim:
+        if self.rope.interleaved:
+            pairs = x[..., :dim].unflatten(-1, (half, 2)).flip(-1).flatten(-2)
+            swapped = torch.cat([pairs, x[..., dim:]], -1)
+        elif dim == self.head_dim:
             swapped = x.roll(half, -1)
         else:
             swapped = torch.cat([x[..., half:dim], x[..., :half], x[..., dim:]], -1)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The choices a transformer is made of, where each is more than a number."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class NormType(Enum):
+    """How a norm divides and multiplies, and where it rounds in low precision."""
+
+    Rms = "rms"
+    """x / rms(x), rounded to the model's dtype, times the gain (LLaMA)."""
+    RmsPlusOne = "rms_plus_one"
+    """x / rms(x) times (1 + gain), all in float32, then rounded (Gemma)."""
+    RmsBare = "rms_bare"
+    """x / rms(x) and no parameters."""
+    Layer = "layer"
+    """(x - mean) / std times gain plus bias."""
+    LayerGain = "layer_gain"
+    """(x - mean) / std times gain, without a bias."""
+    LayerBare = "layer_bare"
+    """(x - mean) / std and no parameters."""
+    Absent = "absent"
+    """No norm at all."""
+
+    @property
+    def centred(self) -> bool:
+        """Whether the mean is taken off first."""
+        return self in (NormType.Layer, NormType.LayerGain, NormType.LayerBare)
+
+    @property
+    def has_gain(self) -> bool:
+        return self not in (NormType.RmsBare, NormType.LayerBare, NormType.Absent)
+
+    @property
+    def has_bias(self) -> bool:
+        return self is NormType.Layer
+
+
+class BlockLayout(Enum):
+    """Where a layer's norms stand, and whether its two halves follow each other."""
+
+    Pre = "pre"
+    """A norm before attention, one before the MLP."""
+    Sandwich = "sandwich"
+    """Norms on the outputs of both halves as well as on their inputs (Gemma 2)."""
+    Post = "post"
+    """Norms on the outputs alone: both halves read the residual stream itself (OLMo 2)."""
+    Parallel = "parallel"
+    """Attention and MLP read one norm of the same residual stream (GPT-J)."""
+    ParallelTwo = "parallel_two"
+    """Attention and MLP read the same residual stream, each through its own norm (GPT-NeoX)."""
+
+    @property
+    def norms_inputs(self) -> bool:
+        return self is not BlockLayout.Post
+
+    @property
+    def norms_outputs(self) -> bool:
+        return self in (BlockLayout.Sandwich, BlockLayout.Post)
+
+    @property
+    def parallel(self) -> bool:
+        return self in (BlockLayout.Parallel, BlockLayout.ParallelTwo)
+
+
+class Over(Enum):
+    """What a norm of queries and keys runs over."""
+
+    Head = "head"
+    """Each head, with one gain that all share."""
+    EachHead = "each_head"
+    """Each head, with a gain of its own."""
+    Whole = "whole"
+    """All heads together."""
+
+
+@dataclass(frozen=True)
+class QkNorm:
+    """A norm of queries and of keys, before they turn."""
+
+    norm_type: NormType
+    over: Over
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned vector for each absolute position; position p is row p + offset."""
+
+    rows: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How tokens become the first residual stream."""
+
+    scale: float | None = None
+    """Multiplies token embeddings."""
+    learned: Learned | None = None
+    """Learned positions, added to the tokens."""
+    norm: bool = False
+    """Whether a norm follows (BLOOM)."""
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Attention with linear biases (Press et al. 2022): scores fall with distance, head by head."""
+
+    max_bias: float = 8.0
+    """The steepest slope is 2 ** (-max_bias / heads), rounded up to a power of two heads."""
+    scaled: bool = False
+    """Whether the biases are multiplied by the scale of the scores too (Falcon)."""
+    rounded: bool = False
+    """Whether the biases are rounded to bfloat16, at their absolute positions (Falcon)."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """How the last residual stream becomes logits, after the final norm."""
+
+    bias: bool = False
+    scale: float | None = None
+    """Multiplies the logits."""
+    softcap: float | None = None
+    """Squashes them to (-softcap, softcap), after the scale."""
+    vocab_size: int | None = None
+    """How many logits there are, if not one for each token of the input."""
+
+
+class Scoring(Enum):
+    """How a router's logits become weights."""
+
+    Softmax = "softmax"
+    Sigmoid = "sigmoid"
+
+
+class GroupScore(Enum):
+    """How a group of experts is judged by those in it."""
+
+    Best = "best"
+    """The highest score (DeepSeek-V2)."""
+    TwoBest = "two_best"
+    """The sum of the two highest scores (DeepSeek-V3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """A mixture of experts in place of one MLP."""
+
+    layers: tuple[bool, ...]
+    """Which layers have one; the others have the plain MLP."""
+    count: int
+    chosen: int
+    """How many experts each token goes to."""
+    width: int
+    """Neurons in each expert."""
+    scoring: Scoring = Scoring.Softmax
+    normalised: bool = False
+    """Whether the chosen experts' weights are divided by their sum."""
+    scale: float = 1.0
+    """What the weights are multiplied by in the end."""
+    correction: bool = False
+    """Whether a learned bias is added to the scores for the choice alone (DeepSeek-V3)."""
+    groups: int = 1
+    chosen_groups: int = 1
+    """Experts are chosen from the best groups only."""
+    group_score: GroupScore = GroupScore.Best
+    shared_width: int = 0
+    """Neurons of the expert that every token goes to; 0 for none."""
+    shared_gate: bool = False
+    """Whether a sigmoid of its own weighs the shared expert (Qwen2-MoE)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek-V2): keys and values unfold from one narrow vector.
+
+    A head's queries and keys are `nope_dim` dimensions that stay and `rope_dim` that turn; the
+    turning part of the key is shared by all heads.
+    """
+
+    query_rank: int | None
+    """Width through which queries are squeezed, or `None` if they are not."""
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int

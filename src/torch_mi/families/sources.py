@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Where one of our modules lies in a checkpoint: a name, and how its tensors are laid out there.
+
+In names, `*` is the layer. What a source takes is a view of the stored tensor wherever the layout
+allows one, so that a model in memory can be shared.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, stack
+
+from torch_mi.config.transformer import TransformerConfig
+
+Shape = tuple[int, ...]
+Sizes = Callable[[TransformerConfig], tuple[int, ...]]
+"""How many rows each of the parts that share a tensor has."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A tensor that is one of ours, as it is."""
+
+    theirs: str
+
+    def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:  # noqa: ARG002
+        """Their tensors that make up our `leaf` ("weight" or "bias")."""
+        return (f"{self.theirs}.{leaf}",)
+
+    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:  # noqa: ARG002
+        """The shape of each of their tensors, given that of ours."""
+        return shape
+
+    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:  # noqa: ARG002
+        """Ours, from theirs."""
+        return tensors[0]
+
+
+@dataclass(frozen=True)
+class Named(Whole):
+    """The same where the tensor has a name of its own, which does not end in weight or bias."""
+
+    def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:  # noqa: ARG002
+        return (self.theirs,)
+
+
+@dataclass(frozen=True)
+class Transposed(Whole):
+    """A matrix stored as [in, out] (GPT-2's Conv1D)."""
+
+    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:  # noqa: ARG002
+        return shape[::-1]
+
+    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:  # noqa: ARG002
+        return tensors[0].mT if tensors[0].ndim > 1 else tensors[0]
+
+
+@dataclass(frozen=True)
+class Rows(Whole):
+    """Part of a tensor that stacks several of ours along its first dimension."""
+
+    sizes: Sizes
+    part: int
+
+    def within(self, cfg: TransformerConfig) -> tuple[int, int, int]:
+        """First row, row after the last, and how many rows the whole tensor has."""
+        sizes = self.sizes(cfg)
+        start = sum(sizes[: self.part])
+        return start, start + sizes[self.part], sum(sizes)
+
+    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:
+        return (self.within(cfg)[2], *shape[1:])
+
+    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:
+        start, stop, _ = self.within(cfg)
+        return tensors[0][start:stop]
+
+
+@dataclass(frozen=True)
+class Columns(Rows):
+    """Part of a matrix stored as [in, out], in which several of ours lie side by side."""
+
+    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:
+        return (*shape[1:], self.within(cfg)[2])
+
+    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:
+        start, stop, _ = self.within(cfg)
+        part = tensors[0][..., start:stop]
+        return part.mT if part.ndim > 1 else part
+
+
+@dataclass(frozen=True)
+class Grouped(Rows):
+    """Part of a tensor in which several of ours take turns, group of rows by group of rows.
+
+    `sizes` are the rows of each part within one group; `groups` says how many groups there are.
+    """
+
+    groups: Callable[[TransformerConfig], int]
+
+    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:
+        return (self.groups(cfg) * self.within(cfg)[2], *shape[1:])
+
+    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:
+        start, stop, rows = self.within(cfg)
+        return tensors[0].unflatten(0, (self.groups(cfg), rows))[:, start:stop].flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Stack(Whole):
+    """One of ours for each expert, stored as tensors of their own; `#` in the name counts them."""
+
+    def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:
+        count = 0 if cfg.experts is None else cfg.experts.count
+        return tuple(f"{self.theirs}.{leaf}".replace("#", str(i)) for i in range(count))
+
+    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:  # noqa: ARG002
+        return shape[1:]
+
+    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:  # noqa: ARG002
+        return stack(tuple(tensors))
+
+
+Source = str | Whole
+"""A module's name there, or a name with a layout."""
+
+
+def source_of(source: Source) -> Whole:
+    """A source with its layout."""
+    return Whole(source) if isinstance(source, str) else source
+
+
+def source_name(source: Source) -> str:
+    """Their module."""
+    return source_of(source).theirs
