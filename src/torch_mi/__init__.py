@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch_mi.errors import MIError as MIError
     from torch_mi.errors import ModelError as ModelError
     from torch_mi.errors import TokenizerError as TokenizerError
+    from torch_mi.forecasting import forecast as forecast
     from torch_mi.generate import GenerationResult as GenerationResult
     from torch_mi.generate import stream as stream
     from torch_mi.hooks.coordinates import At as At
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from torch_mi.hooks.spec import HookSpec as HookSpec
     from torch_mi.hooks.states import StateKnockoutSpec as StateKnockoutSpec
     from torch_mi.hooks.states import StateSteeringSpec as StateSteeringSpec
+    from torch_mi.making import from_transformer_lens as from_transformer_lens
     from torch_mi.manifest import Manifest as Manifest
     from torch_mi.model import MIModel as MIModel
     from torch_mi.sampling import extract_token_prob as extract_token_prob
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from torch_mi.sweeps.metrics import logit as logit
     from torch_mi.sweeps.metrics import logit_diff as logit_diff
     from torch_mi.sweeps.metrics import prob as prob
+    from torch_mi.sweeps.result import SweepResult as SweepResult
+    from torch_mi.sweeps.run import sweep as sweep
     from torch_mi.tokens.positions import EncodingWithOffsets as EncodingWithOffsets
     from torch_mi.tokens.positions import convert_positions as convert_positions
     from torch_mi.tokens.tokenizer import MITokenizer as MITokenizer
@@ -71,6 +75,8 @@ _HOME = {
     "analysis.patching": ["patch"],
     "sweeps.grid": ["Grid"],
     "sweeps.metrics": ["Metric", "kl", "log_prob", "logit", "logit_diff", "prob"],
+    "sweeps.result": ["SweepResult"],
+    "sweeps.run": ["sweep"],
     "tokens.positions": ["EncodingWithOffsets", "convert_positions"],
     "tokens.tokenizer": ["MITokenizer"],
     "verification": ["Verification", "verify"],
@@ -87,6 +93,7 @@ _HOME = {
         "ModelError",
         "TokenizerError",
     ],
+    "forecasting": ["forecast"],
     "generate": ["GenerationResult", "stream"],
     "hooks.coordinates": ["At", "Span", "Token"],
     "hooks.interventions": [
@@ -101,6 +108,7 @@ _HOME = {
     "hooks.point": ["Hook", "HookPoint"],
     "hooks.spec": ["HookSpec"],
     "hooks.states": ["StateKnockoutSpec", "StateSteeringSpec"],
+    "making": ["from_transformer_lens"],
     "manifest": ["Manifest"],
     "model": ["MIModel"],
     "sampling": ["extract_token_prob", "sample_token"],

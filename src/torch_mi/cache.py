@@ -50,6 +50,19 @@ class Prefix:
         carries = {i: tuple(x.to(device) for x in carry) for i, carry in self.carries.items()}
         return Prefix(carries, moved(self.tokens), moved(self.positions), moved(self.real))
 
+    def cut(self, seen: int) -> "Prefix":
+        """The first `seen` tokens of this, where each layer remembers keys and values."""
+        if not 0 <= seen <= self.seen:
+            raise ModelError(f"a prefix of {self.seen} tokens has no first {seen}")
+        if seen == 0:
+            return Prefix()
+
+        def first(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[:, :seen]
+
+        carries = {i: tuple(x[:, :seen] for x in carry) for i, carry in self.carries.items()}
+        return Prefix(carries, first(self.tokens), first(self.positions), first(self.real))
+
     def check(self, layers: range) -> None:
         """Raise `ModelError` unless this prefix was run through `layers`."""
         missing = [layer for layer in layers if layer not in self.carries]

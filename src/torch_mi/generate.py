@@ -14,7 +14,7 @@ from torch_mi.hooks.coordinates import At, Place, Span, Text, Token
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.hooks.trace import depends_on_length
 from torch_mi.manifest import describe_spec
-from torch_mi.prompts import Batch, Prompt
+from torch_mi.prompts import Batch, Prompt, spelt
 from torch_mi.results import text_of
 from torch_mi.sampling import Sampling
 
@@ -241,7 +241,7 @@ def _pinned(spec: HookSpec, batch: Batch, model: "MIModel") -> HookSpec:
     for i, (place, edit) in enumerate(spec.edits):
         named = {} if edit.at is None else edit.at.named()
         if any(isinstance(value, Token | Span) for value in named.values()):
-            texts = texts or [model.text_of(row) for row in batch.rows()]
+            texts = texts or [spelt(model.tokenizer, row) for row in batch.rows()]
             fixed = {name: _numbered(value, texts) for name, value in named.items()}
             at = At(**cast("dict[str, Any]", fixed))
             pinned.edits[i] = (place, replace(edit, at=at))

@@ -3,9 +3,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch_mi.errors import ConfigError, ModelError, TokenizerError
 from torch_mi.families import eos_token_ids, read_config
 from torch_mi.families.names import Plan
 from torch_mi.files import checkpoint, hub
+from torch_mi.files.adapters import read_adapter
+from torch_mi.files.opening import Files, open_files
+from torch_mi.files.weights import Weights
 from torch_mi.manifest import Origin
 from torch_mi.memory import check_fits
 from torch_mi.model import MIModel
@@ -25,56 +28,90 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Auto = Literal["auto"]
 TINY = "tiny:"
 """What begins the name of a small random model, as in `tiny:gemma2`."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """How to fetch from the Hub."""
+    """How to fetch from the Hub, and what to merge into the weights."""
 
     revision: str | None = None
     token: str | None = None
     local_files_only: bool = False
+    adapter: str | Path | None = None
 
 
 def load(
     source: str | Path,
     request: Request,
     device: str | torch.device | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Auto,
 ) -> MIModel:
-    """The model in a folder, on the Hub, or in this package."""
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype={dtype!r} cannot hold a model; use one of {list(DTYPES)}")
-    device = _usable(device)
+    """The model in a folder or a file, on the Hub, or in this package."""
+    device = _usable(device) if dtype == "auto" else settled(device, dtype)
     if isinstance(source, str) and source.startswith(TINY):
-        from torch_mi.testing import tiny  # noqa: PLC0415 - only for models made on the spot
-
-        return tiny(source.removeprefix(TINY), device=device, dtype=dtype)
+        return _tiny(source.removeprefix(TINY), request, device, dtype)
     found = locate(source, request)
-    raw = checkpoint.read_config(found.folder)
-    family, cfg = read_config(raw)
-    with checkpoint.Checkpoint(found.folder) as weights:
+    files = open_files(found)
+    if request.adapter is not None:
+        files = files.adapted(read_adapter(_adapter_folder(request.adapter, request)))
+    family, cfg = read_config(files.config)
+    with files.open() as weights:
+        held = own_dtype(files.config, weights) if isinstance(dtype, str) else dtype
         plan = family.place(cfg, parameter_shapes(cfg), list(weights.shapes()))
-        _check_shapes(plan, weights.shapes())
-        needed = sum(torch.Size(p.shape).numel() for p in plan.placements) * dtype.itemsize
-        check_fits(needed, device, f"loading {found.model_id}", dtype=dtype)
-
-        backend = assemble(
-            cfg, plan, weights.tensor, partial(Tensor.to, device=device, dtype=dtype)
-        )
-    tokenizer, problem = _tokenizer(found.folder)
-    stops = (*eos_token_ids(raw), *_generation_stops(found.folder))
+        check_shapes(plan, weights.shapes())
+        needed = sum(torch.Size(p.shape).numel() for p in plan.placements) * held.itemsize
+        check_fits(needed, device, f"loading {found.model_id}", dtype=held)
+        fetch = lru_cache(1)(weights.tensor)  # ours often lie side by side in one of theirs
+        backend = assemble(cfg, plan, fetch, partial(Tensor.to, device=device, dtype=held))
+    tokenizer, problem = _tokenizer(files, found.folder)
+    stops = eos_token_ids(files.config)
+    if files.metadata is None:
+        stops = (*stops, *_generation_stops(found.folder))
     origin = Origin(
-        found.model_id,
+        found.model_id if request.adapter is None else f"{found.model_id} + {request.adapter}",
         family.model_type,
         found.revision,
         tuple(dict.fromkeys(stops)),
-        found.folder,
+        None if files.altered else found.folder,
         problem,
     )
     return MIModel(backend, tokenizer, origin)
+
+
+def _tiny(
+    family: str, request: Request, device: torch.device, dtype: torch.dtype | Auto
+) -> MIModel:
+    """A small random model, made on the spot."""
+    from torch_mi.testing import tiny  # noqa: PLC0415 - only for models made on the spot
+
+    if request.adapter is not None:
+        raise ModelError(f"adapter={request.adapter!r} has no base model in a random one")
+    held = torch.float32 if isinstance(dtype, str) else dtype
+    return tiny(family, device=device, dtype=held)
+
+
+def _adapter_folder(adapter: str | Path, request: Request) -> Path:
+    """The folder of an adapter; a revision is the model's, not the adapter's."""
+    return hub.locate_adapter(
+        adapter, token=request.token, local_files_only=request.local_files_only
+    ).folder
+
+
+def own_dtype(config: Mapping[str, object], weights: Weights) -> torch.dtype:
+    """The dtype that a checkpoint is meant for: what its config says, or most of its weights."""
+    named = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+    said = config.get("dtype", config.get("torch_dtype"))
+    if isinstance(said, str) and said in named:
+        return named[said]
+    sizes = dict.fromkeys(DTYPES, 0)
+    shapes = weights.shapes()
+    for name, dtype in weights.dtypes().items():
+        if dtype in sizes:
+            sizes[dtype] += torch.Size(shapes[name]).numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:
@@ -88,7 +125,7 @@ def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:
         ) from cause
     family, cfg = read_config(raw)
     plan = family.place(cfg, parameter_shapes(cfg), list(tensors))
-    _check_shapes(plan, {name: tuple(t.shape) for name, t in tensors.items()})
+    check_shapes(plan, {name: tuple(t.shape) for name, t in tensors.items()})
 
     name = str(raw.get("_name_or_path") or type(hf_model).__name__)
     origin = Origin(name, family.model_type, None, eos_token_ids(raw))
@@ -100,7 +137,7 @@ def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:
     return MIModel(assemble(cfg, plan, tensors.__getitem__), wrapped, origin)
 
 
-def locate(source: str | Path, request: Request) -> hub.Source:
+def locate(source: str | Path, request: Request, kind: hub.Kind = hub.MODEL) -> hub.Source:
     """The folder of a model: in this package, on this machine, or fetched from the Hub."""
     if source == "demo":
         return hub.Source(DEMO, "demo", None)
@@ -109,6 +146,7 @@ def locate(source: str | Path, request: Request) -> hub.Source:
         revision=request.revision,
         token=request.token,
         local_files_only=request.local_files_only,
+        kind=kind,
     )
 
 
@@ -139,7 +177,8 @@ def assemble(
     return backend.eval()
 
 
-def _check_shapes(plan: Plan, found: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(plan: Plan, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `ModelError` unless every tensor found has the shape that it is to have."""
     for p in plan.placements:
         for name in p.theirs:
             if tuple(found[name]) != p.stored:
@@ -147,6 +186,13 @@ def _check_shapes(plan: Plan, found: Mapping[str, tuple[int, ...]]) -> None:
                     f"{name} has shape {list(found[name])} in the checkpoint; "
                     f"config.json makes it {list(p.stored)}"
                 )
+
+
+def settled(device: str | torch.device | None, dtype: torch.dtype) -> torch.device:
+    """The device to use, once it and the dtype are found to be usable."""
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype={dtype!r} cannot hold a model; use one of {list(DTYPES)}")
+    return _usable(device)
 
 
 def _usable(wanted: str | torch.device | None) -> torch.device:
@@ -167,11 +213,14 @@ def _usable(wanted: str | torch.device | None) -> torch.device:
     return device
 
 
-def _tokenizer(folder: Path) -> "tuple[MITokenizer | None, str]":
-    """The folder's tokenizer, or why there is none."""
+def _tokenizer(files: Files, folder: Path) -> "tuple[MITokenizer | None, str]":
+    """The model's tokenizer, or why there is none."""
+    from torch_mi.tokens.gguf import read_tokenizer  # noqa: PLC0415 - tokenizers loads late
     from torch_mi.tokens.tokenizer import MITokenizer  # noqa: PLC0415 - tokenizers loads late
 
     try:
+        if files.metadata is not None:
+            return read_tokenizer(files.metadata), ""
         return MITokenizer.from_folder(folder), ""
     except TokenizerError as cause:
         return None, str(cause)

@@ -3,12 +3,15 @@
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from torch_mi.errors import MemoryForecastError
+from torch_mi.errors import MemoryForecastError, ModelError
 
 KB = 1024
 MB = KB * KB
@@ -152,32 +155,59 @@ def resident_bytes() -> int | None:
 
 @dataclass(frozen=True)
 class MemorySnapshot:
-    """What this process holds at one moment; GPU fields are None off CUDA."""
+    """What is held at one moment; what nobody can say, and everything of a GPU off CUDA, is None."""
 
     ram_bytes: int | None
+    """This process in RAM."""
     vram_bytes: int | None = None
-    vram_peak_bytes: int | None = None
+    """On the GPU: by this process if `vram_per_process`, else by all that use it."""
     vram_total_bytes: int | None = None
+    vram_per_process: bool | None = None
     gpu_name: str | None = None
+    tensor_bytes: int | None = None
+    """On the GPU, by live tensors of this process."""
+    tensor_peak_bytes: int | None = None
+    """The most that its tensors have held since torch's count began or was reset."""
 
     @classmethod
     def now(cls, device: str | torch.device = "cpu") -> "MemorySnapshot":
-        device = torch.device(device)
-        if device.type != "cuda":
-            return cls(resident_bytes())
-        return cls(
-            resident_bytes(),
-            torch.cuda.memory_allocated(device),
-            torch.cuda.max_memory_allocated(device),
-            torch.cuda.mem_get_info(device)[1],
-            torch.cuda.get_device_name(device),
-        )
+        """What this process holds, and `device`, if it is a GPU."""
+        ram, device = resident_bytes(), torch.device(device)
+        if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+            return cls(ram)
+        try:
+            free, total = torch.cuda.mem_get_info(device)
+            card = torch.cuda.get_device_properties(device)
+            tensors = torch.cuda.memory_allocated(device)
+            peak = torch.cuda.max_memory_allocated(device)
+        except RuntimeError:  # a GPU that is lost, or another's alone
+            return cls(ram)
+        ours = _nvml_bytes(str(card.uuid), total)
+        used = total - free if ours is None else ours
+        return cls(ram, used, total, ours is not None, card.name, tensors, peak)
 
     def ram_mb(self) -> float | None:
         return None if self.ram_bytes is None else self.ram_bytes / MB
 
     def vram_mb(self) -> float | None:
         return None if self.vram_bytes is None else self.vram_bytes / MB
+
+
+def _nvml_bytes(uuid: str, total: int) -> int | None:
+    """What this process holds of a GPU by NVIDIA's library, where that is here and knows us."""
+    try:
+        import pynvml  # noqa: PLC0415 - optional
+    except ImportError:
+        return None
+    nvml: Any = pynvml
+    try:
+        nvml.nvmlInit()
+        card = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        found = {p.pid: p.usedGpuMemory for p in nvml.nvmlDeviceGetComputeRunningProcesses(card)}
+    except nvml.NVMLError:
+        return None
+    ours = found.get(os.getpid())  # in a container the numbers are the host's, and ours is absent
+    return ours if isinstance(ours, int) and ours <= total else None
 
 
 @dataclass(frozen=True)
@@ -195,12 +225,38 @@ class MemoryReport:
         before, after = self.before.vram_mb(), self.after.vram_mb()
         return None if before is None or after is None else after - before
 
+    def print_delta(self, label: str) -> None:
+        """One line: how much more is held than before."""
+        sys.stdout.write(f"  {label}: {self}\n")
+
+    def print_before_after(self, label: str) -> None:
+        """A line for RAM, and one for the GPU if there is one: before, after, the difference."""
+        sys.stdout.write(f"  {label}: RAM {_change(self.before.ram_mb(), self.after.ram_mb())}\n")
+        if self.vram_delta_mb() is None:
+            return
+        change = _change(self.before.vram_mb(), self.after.vram_mb(), self.after.vram_total_bytes)
+        name = f" [{self.after.gpu_name}]" if self.after.gpu_name else ""
+        sys.stdout.write(f"  {label}: VRAM {change}{self._whose()}{name}\n")
+
+    def _whose(self) -> str:
+        """Whether the GPU's numbers are of this process or of all."""
+        ours = self.after.vram_per_process
+        return "" if ours is None else " [per-process]" if ours else " [device-wide]"
+
     def __str__(self) -> str:
         ram, vram = self.ram_delta_mb(), self.vram_delta_mb()
         parts = [f"RAM {ram:+.0f} MB"] if ram is not None else ["RAM unknown"]
         if vram is not None:
-            parts.append(f"VRAM {vram:+.0f} MB [{self.after.gpu_name}]")
+            parts.append(f"VRAM {vram:+.0f} MB{self._whose()}")
         return "  |  ".join(parts)
+
+
+def _change(before: float | None, after: float | None, total: int | None = None) -> str:
+    """From so many MB to so many."""
+    if before is None or after is None:
+        return "unknown"
+    of = "" if total is None else f" / {total / MB:.0f} MB"
+    return f"{before:.0f} MB → {after:.0f} MB{of} ({after - before:+.0f} MB)"
 
 
 def sync_and_trim_gpu(device: str | torch.device) -> None:
@@ -210,3 +266,15 @@ def sync_and_trim_gpu(device: str | torch.device) -> None:
         torch.cuda.synchronize(device)
         with torch.cuda.device(device):
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def running(rows: int, pos: int) -> Generator[None]:
+    """A run of so many tokens; if the memory gives out, what to do about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as cause:
+        raise ModelError(
+            f"out of memory running {rows} × {pos} tokens; use fewer at a time, "
+            "capture less, or load with dtype=torch.bfloat16"
+        ) from cause

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The front door: a model, and the one call that runs it."""
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,11 +18,16 @@ from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec, frozen
 from torch_mi.hooks.trace import Trace, silent
 from torch_mi.manifest import Manifest, Origin, describe_spec, fingerprint, versions
-from torch_mi.prompts import Batch, Prompt, read_prompt
+from torch_mi.memory import running
+from torch_mi.prompts import Batch, Prompt, read_prompt, spelt
+from torch_mi.results import describe
 from torch_mi.types import Carry, Logits, Tokens, numbers
 
 if TYPE_CHECKING:
+    from torch_mi.config.transformer import TransformerConfig
+    from torch_mi.forecasting import Footprint
     from torch_mi.generate import GenerationResult
+    from torch_mi.rehearsal import Rehearsal
     from torch_mi.tokens.tokenizer import MITokenizer
 
 AttentionMode = Literal["auto", "explicit"]
@@ -40,18 +45,6 @@ class _Pass:
     ends: bool
 
 
-@contextmanager
-def _out_of_memory(frame: Frame) -> Generator[None]:
-    """Say what to do if the memory runs out."""
-    try:
-        yield
-    except torch.OutOfMemoryError as cause:
-        raise ModelError(
-            f"out of memory running {frame.batch} × {frame.pos} tokens; use fewer at a time, "
-            "capture less, or load with dtype=torch.bfloat16"
-        ) from cause
-
-
 class MIModel:
     """A model you can look inside: a backend, a tokenizer, and one way to run them."""
 
@@ -67,23 +60,23 @@ class MIModel:
         self._offer = offer_of(backend)
 
     @staticmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 - the other door
         source: str | Path,
         *,
         revision: str | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: "torch.dtype | Literal['auto']" = torch.float32,
         token: str | None = None,
         local_files_only: bool = False,
+        adapter: str | Path | None = None,
     ) -> "MIModel":
-        """Load a model from the Hub, a folder, or the package (`"demo"`).
+        """Load a model (Hub id, folder, GGUF file, `"demo"`), with a LoRA `adapter` merged into it.
 
-        `device` is the first GPU if there is one, unless given. Runs no code from the model.
+        `device` is the first GPU unless given; `dtype="auto"` the checkpoint's own. Runs no code.
         """
-        from torch_mi.loading import Request, load  # noqa: PLC0415 - loading builds models
+        from torch_mi.loading import Request, load  # noqa: PLC0415
 
-        request = Request(revision, token, local_files_only)
-        return load(source, request, device, dtype)
+        return load(source, Request(revision, token, local_files_only, adapter), device, dtype)
 
     @staticmethod
     def from_hf(hf_model: Any, tokenizer: Any = None) -> "MIModel":
@@ -91,6 +84,34 @@ class MIModel:
         from torch_mi.loading import adopt  # noqa: PLC0415 - loading builds models
 
         return adopt(hf_model, tokenizer)
+
+    @staticmethod
+    def from_config(
+        cfg: "TransformerConfig",
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        tokenizer: Any = None,
+    ) -> "MIModel":
+        """A new model of a config written by hand (`TransformerConfig.toy`), ready to be trained.
+
+        Matrices are normal with deviation 0.8 / sqrt(hidden_size), biases zero, norms plain; a
+        `seed` gives the same weights on every device.
+        """
+        from torch_mi.making import make  # noqa: PLC0415 - making builds models
+
+        return make(cfg, seed, device, dtype, tokenizer)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Every weight, for an optimiser: `torch.optim.AdamW(model.parameters())`."""
+        return (weight for _, weight in self.backend.named_parameters())
+
+    def save(self, folder: str | Path) -> Path:
+        """Write config, weights and tokenizer to a folder, for `from_pretrained` to read."""
+        from torch_mi.making import save  # noqa: PLC0415 - making builds models
+
+        return save(self, folder)
 
     def forward(  # noqa: PLR0913 - the one door
         self,
@@ -124,21 +145,14 @@ class MIModel:
         trace = Trace(spec, self._offer, frame)
         run = Run(batch.positions, prefix.seen, batch.padding, attention == "explicit")
         passing = _Pass(run, trace, prefix, layers, keep=after is not None, ends=stop is None)
-        with torch.set_grad_enabled(grad), _out_of_memory(frame):
+        with torch.set_grad_enabled(grad), running(frame.batch, frame.pos):
             end, carries = self._through(start, batch, passing)
         captured, before = trace.finish()
-        return HookCache(
-            Ran(
-                end,
-                captured,
-                before,
-                tuple(trace.receipts),
-                batch.tokens,
-                batch.real,
-                None if after is None else batch.follow(prefix, carries),
-                lambda: self._manifest(batch, spec, attention, trace),
-            )
-        )
+        kept = None if after is None else batch.follow(prefix, carries)
+        made = partial(self._manifest, batch, spec, attention, trace)
+        receipts = tuple(trace.receipts)
+        ran = Ran(end, captured, before, receipts, batch.tokens, batch.real, kept, made)
+        return HookCache(ran)
 
     __call__ = forward
 
@@ -283,13 +297,20 @@ class MIModel:
     @property
     def hooks(self) -> Mapping[Hook, tuple[int | str, ...]]:
         """Every place this model offers, with its shape; what a run decides stays a name."""
-        sizes = {"one": 1, **self.backend.sizes}
-        points = [p for p in HookPoint if p in self.backend.hook_points]
-        return {
-            hook: tuple(sizes.get(axis, axis) for axis in hook.point.axes)
-            for point in points
-            for hook in self._offer.resolve(point if point.per_layer else Hook(point))
-        }
+        return self._offer.shapes(self.backend.sizes)
+
+    def memory_footprint(self) -> "Footprint":
+        """The bytes of the parameters by kind, dtype and device."""
+        from torch_mi.forecasting import footprint  # noqa: PLC0415 - on demand
+
+        return footprint(self)
+
+    @property
+    def rehearsal(self) -> "Rehearsal":
+        """This model without data: `rehearsal.estimate(prompt, spec)` says what a run takes."""
+        from torch_mi.rehearsal import Rehearsal  # noqa: PLC0415 - it is a model itself
+
+        return Rehearsal(self)
 
     @property
     def fingerprint(self) -> str:
@@ -297,15 +318,7 @@ class MIModel:
         return fingerprint(self.backend.named_parameters())
 
     def __repr__(self) -> str:
-        heads = f"{self.num_heads} heads"
-        if self.num_kv_heads != self.num_heads:
-            heads += f" ({self.num_kv_heads} for keys and values)"
-        return (
-            f"<MIModel {self.origin.model_id!r} ({self.origin.family}): {self.num_layers} layers, "
-            f"d_model {self.hidden_size}, {heads}, vocabulary {self.vocab_size}, "
-            f"{self.num_parameters / 1e6:,.1f} M parameters, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}>"
-        )
+        return describe(self)
 
     def _layers(self, start: "Prompt | Residual", stop: int | None, prefix: Prefix) -> range:
         first = start.layer if isinstance(start, Residual) else 0
@@ -324,10 +337,6 @@ class MIModel:
         batch.check_ids(self.vocab_size)
         return batch
 
-    def text_of(self, ids: list[int]) -> Text:
-        """The text of token ids and the stretch of it that each of them covers."""
-        return self.tokenizer.decode(ids), self.tokenizer.offsets_of(ids).offsets
-
     def _read(
         self,
         start: "Prompt | Residual",
@@ -337,32 +346,21 @@ class MIModel:
     ) -> Batch:
         """The prompt as tokens on the model's device, with padding and positions settled."""
         if isinstance(start, Residual):
-            if start.x.ndim != 3 or start.x.shape[-1] != self.hidden_size:  # noqa: PLR2004
-                raise ModelError(
-                    f"a Residual holds [batch pos {self.hidden_size}], got {list(start.x.shape)}"
-                )
-            batch = Batch.blank(start.x.shape[0], start.x.shape[1])
+            batch = Batch.blank(start.x, self.hidden_size)
         else:
             batch = self.read_prompt(start)
         return batch.place(mask, positions, prefix, self.device)
 
     def _frame(self, batch: Batch, prefix: Prefix, layers: range, *, ends: bool) -> Frame:
-        rows, pos = batch.shape
-        real = batch.padding
-        columns = None
-        if real is not None:
-            columns = tuple(tuple(numbers(row.nonzero().flatten())) for row in real.cpu())
-        sizes = self.backend.sizes
-        if self._tokenizer is not None and batch.known:
-            rows_of = batch.with_prefix(prefix).rows
+        (rows, pos), columns, sizes = batch.shape, batch.columns(), self.backend.sizes
 
-            def text(row: int) -> Text:
-                return self.text_of(rows_of()[row])
+        def text(row: int) -> Text:
+            return spelt(self.tokenizer, batch.with_prefix(prefix).rows()[row])
 
-            return Frame(
-                rows, pos, prefix.seen, sizes, layers, columns, text, begins=True, ends=ends
-            )
-        return Frame(rows, pos, prefix.seen, sizes, layers, columns, begins=batch.known, ends=ends)
+        said = text if self._tokenizer is not None and batch.known else None
+        return Frame(
+            rows, pos, prefix.seen, sizes, layers, columns, said, begins=batch.known, ends=ends
+        )
 
     def _through(
         self, start: "Prompt | Residual", batch: Batch, p: "_Pass"

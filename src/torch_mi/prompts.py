@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_mi.cache import Prefix
 from torch_mi.errors import ModelError, TokenizerError
+from torch_mi.hooks.coordinates import Text
 from torch_mi.types import Carry, numbers
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ class Batch:
     """Whether there are tokens at all: a run may start from a residual stream."""
 
     @staticmethod
-    def blank(batch: int, pos: int) -> "Batch":
-        """A batch of this shape without tokens."""
-        return Batch(torch.zeros(batch, pos, dtype=torch.long), known=False)
+    def blank(residual: Tensor, width: int) -> "Batch":
+        """The batch of a residual stream [batch pos d_model]: it has no tokens."""
+        if residual.ndim != 3 or residual.shape[-1] != width:  # noqa: PLR2004 - its axes
+            raise ModelError(f"a Residual holds [batch pos {width}], got {list(residual.shape)}")
+        return Batch(torch.zeros(residual.shape[:2], dtype=torch.long), known=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -55,6 +58,12 @@ class Batch:
             [t for t, k in zip(row, ks, strict=True) if k]
             for row, ks in zip(tokens, keep, strict=True)
         ]
+
+    def columns(self) -> tuple[tuple[int, ...], ...] | None:
+        """Where each row, prefix included, has real tokens; `None` if all are."""
+        if self.padding is None:
+            return None
+        return tuple(tuple(numbers(row.nonzero().flatten())) for row in self.padding.cpu())
 
     def check_ids(self, vocab: int) -> None:
         low, high = int(self.tokens.min()), int(self.tokens.max())
@@ -116,6 +125,11 @@ def read_prompt(
     if all(isinstance(item, int) for item in items):
         return Batch(_read_tensor(torch.tensor(items)))
     return _pad([_row(item, tokenizer, why_none) for item in items], tokenizer)
+
+
+def spelt(tokenizer: "MITokenizer", ids: list[int]) -> Text:
+    """The text of token ids and the stretch of it that each of them covers."""
+    return tokenizer.decode(ids), tokenizer.offsets_of(ids).offsets
 
 
 def _row(item: object, tokenizer: "MITokenizer | None", why_none: str) -> list[int]:

@@ -142,3 +142,16 @@ def text_of(model: "MIModel", prompt: "Tensor | list[int]") -> str:
     """The text of one prompt's token ids, or the ids themselves where there is no tokenizer."""
     ids = numbers(prompt.reshape(-1)) if isinstance(prompt, Tensor) else prompt
     return model.decode(ids) if model.has_tokenizer else " ".join(map(str, ids))
+
+
+def describe(model: "MIModel") -> str:
+    """A model in one line."""
+    heads = f"{model.num_heads} heads"
+    if model.num_kv_heads != model.num_heads:
+        heads += f" ({model.num_kv_heads} for keys and values)"
+    return (
+        f"<MIModel {model.origin.model_id!r} ({model.origin.family}): {model.num_layers} layers, "
+        f"d_model {model.hidden_size}, {heads}, vocabulary {model.vocab_size}, "
+        f"{model.num_parameters / 1e6:,.1f} M parameters, "
+        f"{str(model.dtype).removeprefix('torch.')} on {model.device}>"
+    )

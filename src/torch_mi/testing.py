@@ -45,6 +45,9 @@ COMMON: Mapping[str, object] = {
     "bos_token_id": 0,
 }
 
+TRIES = 5
+"""Steps that are taken in search of one across which no token changes its experts."""
+
 
 def tiny(
     family: str,
@@ -64,7 +67,8 @@ def tiny(
             f"there is no tiny model of {family!r}; there are {', '.join(FAMILIES)}"
             f"{did_you_mean(family, FAMILIES)}"
         )
-    raw = {"model_type": family, **COMMON, **FAMILIES[family].tiny, **(changes or {})}
+    of = FAMILIES[family]
+    raw = {"model_type": family, **COMMON, **of.respelt(of.tiny), **of.respelt(changes or {})}
     cfg = read_config(raw)[1]
     backend = Transformer(cfg)
     dice = torch.Generator().manual_seed(seed)
@@ -74,7 +78,7 @@ def tiny(
             if value.ndim == 1:
                 noise = name.endswith("weight") + 0.3 * noise
             elif name != "tokens.weight":
-                noise = noise / value.shape[1] ** 0.5
+                noise = noise / value.shape[-1] ** 0.5
             value.copy_(noise)
     backend = backend.to(device, dtype).eval()
     reads = cfg.vocab_size == len(CHARACTERS)
@@ -163,6 +167,22 @@ def the_residual_stream_adds_up(model: MIModel, tokens: Tensor) -> None:
             _must(torch.equal(mid + mlp, after), f"ResidMid + MlpOut ≠ ResidPost in {layer}")
             last = seen[HookPoint.ResidPost(layer - 1)] if layer else before
             _must(torch.equal(before, last), f"what leaves layer {layer - 1} enters no other")
+
+
+def the_parts_add_up(model: MIModel, tokens: Tensor) -> None:
+    """Experts make up the MLP's output, and heads attention's, but for a bias."""
+    whole, part, shared = HookPoint.MlpRawOut, HookPoint.ExpertOut, HookPoint.SharedExpertOut
+    seen = model.forward(tokens, _everything(model))
+    for layer in range(model.num_layers):
+        points = model.backend.layer_points(layer)
+        if part in points:
+            made = seen[part(layer)].sum(2)
+            made = made + seen[shared(layer)] if shared in points else made
+            _agree(f"sums of the experts of layer {layer}", made, seen[whole(layer)])
+        if HookPoint.AttnResult in points and not model.backend.norms_attention_output:
+            rest = seen[HookPoint.AttnOut(layer)] - seen[HookPoint.AttnResult(layer)].sum(2)
+            bias = rest[:1, :1] * model.backend.adds_attention_bias
+            _agree(f"what no head of layer {layer} adds", rest, bias.expand_as(rest))
 
 
 def edits_reach_no_earlier_position(model: MIModel, tokens: Tensor) -> None:
@@ -286,7 +306,7 @@ def captures_can_be_differentiated(model: MIModel, tokens: Tensor) -> None:
     seen = model.forward(tokens, _everything(model), grad=True, attention="explicit")
     dice = torch.Generator().manual_seed(0)
     weights = torch.randn(seen.output.shape, generator=dice)
-    hooks = list(seen)
+    hooks = [hook for hook, value in seen.items() if value.is_floating_point()]
     slopes = _slopes((seen.output * weights).sum(), [seen[hook] for hook in hooks])
     for hook, slope in zip(hooks, slopes, strict=True):
         if slope is None:
@@ -294,17 +314,27 @@ def captures_can_be_differentiated(model: MIModel, tokens: Tensor) -> None:
         _must(bool(slope.isfinite().all()), f"the gradient at {hook!r} is not finite")
         if Hook.parse(hook).point not in _editable(model):
             continue
-        step = torch.randn(slope.shape, generator=dice)
-        size = 2e-3 * float(seen[hook].detach().nan_to_num(neginf=0).std()) / float(step.std())
-        ends = [
-            (_logits(model, tokens, HookSpec().intervene(hook, Add(s * size * step))) * weights)
-            for s in (1.0, -1.0)
-        ]
+        for _ in range(TRIES):
+            step = torch.randn(slope.shape, generator=dice)
+            size = 2e-3 * float(seen[hook].detach().nan_to_num(neginf=0).std()) / float(step.std())
+            up, down = (_choosing(model, tokens, hook, s * size * step) for s in (1.0, -1.0))
+            if all(torch.equal(up[name], down[name]) for name in up):
+                break
+        else:  # such a step always moves some token to another expert: there is no slope here
+            continue
+        ends = [end.output * weights for end in (up, down)]
         found = float((ends[0].double() - ends[1].double()).sum()) / (2 * size)
         wanted = float((slope.double() * step).sum())
         spread = float((slope * step).abs().square().sum().sqrt())
         close = abs(found - wanted) <= 0.03 * (spread + abs(wanted))
         _must(close, f"the slope at {hook!r} is {found}, its gradient says {wanted}")
+
+
+def _choosing(model: MIModel, tokens: Tensor, hook: str, delta: Tensor) -> HookCache:
+    """A run with `delta` added, and which experts it chose."""
+    choices = model.backend.hook_points & {HookPoint.ExpertIndices}
+    spec = HookSpec().capture(*choices).intervene(hook, Add(delta))
+    return model.forward(tokens, spec, attention="explicit")
 
 
 def the_last_residual_gives_the_logits(model: MIModel, tokens: Tensor) -> None:
@@ -321,6 +351,7 @@ LAWS: tuple[Law, ...] = (
     watching_changes_nothing,
     identity_edits_change_nothing,
     the_residual_stream_adds_up,
+    the_parts_add_up,
     edits_reach_no_earlier_position,
     any_layer_can_be_resumed,
     a_prefix_and_the_rest_are_the_whole,

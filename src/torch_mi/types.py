@@ -10,7 +10,11 @@ Tokens = Int[Tensor, "batch pos"]
 Resid = Float[Tensor, "batch pos d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
 Keys = Float[Tensor, "batch key kv_head d_head"]
-"""Keys or values, those of earlier tokens included."""
+"""Keys, those of earlier tokens included."""
+Values = Float[Tensor, "batch key kv_head d_value"]
+"""Values, those of earlier tokens included."""
+Mixed = Float[Tensor, "batch pos head d_value"]
+"""What each head takes up."""
 Logits = Float[Tensor, "batch pos vocab"]
 Mask = Bool[Tensor, "batch pos"]
 

@@ -81,7 +81,9 @@ def test_the_config_has_few_fields_and_every_one_is_used() -> None:
     fields = {field.name for field in dataclasses.fields(TransformerConfig)}
     assert len(fields) <= FIELDS
     rules = set[str]().union(*(family.rules for family in FAMILIES.values()))
-    assert fields == rules
+    assert rules <= fields
+    by_hand = {"causal"}  # no checkpoint of a family looks ahead; configs written by hand do
+    assert fields - rules == by_hand
 
 
 def test_no_name_decides_arithmetic() -> None:

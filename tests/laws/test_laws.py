@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.laws import examples
 from torch_mi import testing
+from torch_mi.config.parts import NormType
 from torch_mi.errors import ConfigError
 from torch_mi.families import FAMILIES
 from torch_mi.hooks.point import HookPoint
@@ -38,8 +39,10 @@ def test_law(law: testing.Law, family: str) -> None:
     hold()
 
 
-def test_there_is_a_tiny_model_of_every_family() -> None:
-    assert set(testing.OWN) == set(FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_says_what_its_tiny_model_is(family: str) -> None:
+    assert FAMILIES[family].tiny
+    assert testing.tiny(family).origin.family == family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,7 +51,8 @@ def test_tiny_models_leave_nothing_at_its_default(family: str) -> None:
     for name, value in model.backend.named_parameters():
         assert value.float().std() > 0.05, f"all of {name} is alike"
     cfg = model.config
-    assert cfg.head_dim * cfg.num_attention_heads != cfg.hidden_size
+    even = FAMILIES[family].tiny.get("head_dim", 0) is None  # heads that always share evenly
+    assert even or cfg.head_dim * cfg.num_attention_heads != cfg.hidden_size
     same = testing.tiny(family)
     other = testing.tiny(family, seed=1)
     assert model.fingerprint == same.fingerprint != other.fingerprint
@@ -69,14 +73,17 @@ def test_tiny_models_load_by_name() -> None:
 def test_head_results_and_bias_are_the_attention_output(family: str) -> None:
     model = testing.tiny(family)
     points = (HookPoint.AttnResult, HookPoint.AttnZ, HookPoint.AttnOut)
+    cfg = model.config
     seen = model.forward(testing.random_tokens(model), HookSpec().capture(*points))
     for layer, block in enumerate(model.backend.blocks):  # pyright: ignore[reportAttributeAccessIssue]
         result, z, out = (seen[point(layer)] for point in points)
-        weight = block.attn.o.weight.unflatten(1, (model.num_heads, model.head_dim))
+        weight = block.attn.o.weight.unflatten(1, (model.num_heads, -1))
         torch.testing.assert_close(result, torch.einsum("bphd,ehd->bphe", z, weight))
         mixed = result.sum(2)
         mixed = mixed if block.attn.o.bias is None else mixed + block.attn.o.bias
         if block.post1 is not None:
-            rms = (mixed.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
-            mixed = mixed / rms * (1 + block.post1.weight)
+            rms = (mixed.square().mean(-1, keepdim=True) + cfg.norm_eps).sqrt()
+            mixed = mixed / rms * (block.post1.weight + (cfg.norm_type is NormType.RmsPlusOne))
+        if cfg.residual_scale is not None:
+            mixed = mixed * cfg.residual_scale
         torch.testing.assert_close(mixed, out, atol=1e-5, rtol=0)

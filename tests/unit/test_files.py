@@ -199,7 +199,7 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path):
         ("model-Q4.gguf", "model-Q4.gguf is GGUF"),
         ("params.npz", "NumPy arrays"),
         ("consolidated.00.pth", "a PyTorch pickle"),
-        ("adapter_model.safetensors", "an adapter .LoRA.: merge it"),
+        ("adapter_model.safetensors", "an adapter .LoRA.: load its base model with adapter="),
         ("flax_model.msgpack", "Flax weights"),
         ("weights.safetensors", "if weights.safetensors holds the model's weights, name it"),
     ],

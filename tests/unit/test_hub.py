@@ -222,8 +222,8 @@ def test_every_file_a_tokenizer_needs_is_downloaded(hub: FakeHub):
 
 
 def test_repositories_that_hold_no_model_are_refused_before_anything_is_fetched(hub: FakeHub):
-    hub.files = ["README.md", "model.gguf", "config.json"]
-    with pytest.raises(DownloadError, match=r"no weights this can read.*it has .*model\.gguf"):
+    hub.files = ["README.md", "model.onnx", "config.json"]
+    with pytest.raises(DownloadError, match=r"no weights this can read.*it has .*model\.onnx"):
         locate("org/name")
     hub.files = ["model.safetensors"]
     with pytest.raises(DownloadError, match=r"no config\.json"):

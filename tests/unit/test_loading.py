@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.parity import hf
+from tests.parity.cases.case import COMMON, Case
 from torch_mi import memory
 from torch_mi.errors import (
     ConfigError,
@@ -330,8 +331,8 @@ print(private() - before, sum(p.numel() * 4 for _, p in model.backend.named_para
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux to measure memory")
 def test_weights_are_mapped_not_copied(folder: Path) -> None:
     """The file's pages are shared with it; the process has nothing of its own to pay for."""
-    config: dict[str, Any] = {**hf.COMMON, "vocab_size": 60_000, "hidden_size": 96}
-    large = hf.build(hf.Case("large", "llama", config))
+    config: dict[str, Any] = {**COMMON, "vocab_size": 60_000, "hidden_size": 96}
+    large = hf.build(Case("large", "llama", config))
     large.save_pretrained(folder)
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, str(folder)],

@@ -6,7 +6,7 @@ import torch
 
 import torch_mi as mi
 from torch_mi.analysis.patching import POINTS
-from torch_mi.sweeps.execute import score_cells, side_by_side
+from torch_mi.sweeps.run import score_cells
 from torch_mi.families import FAMILIES
 from torch_mi.testing import tiny
 
@@ -17,7 +17,7 @@ def naive(model: mi.MIModel, at: str, metric: mi.Metric) -> torch.Tensor:
     point = POINTS[at]
     clean, corrupted = model.encode(CLEAN), model.encode(CORRUPTED)
     source = model.forward(clean, mi.HookSpec().capture(point))
-    axis = 2 if point.axes[1] == "pos" and "d_head" in point.axes else 1
+    axis = next((i for i, a in enumerate(point.axes) if a in ("head", "kv_head", "d_mlp")), 1)
     rows: list[list[float]] = []
     for layer in range(model.num_layers):
         row: list[float] = []
@@ -43,7 +43,9 @@ def test_patching_equals_the_naive_loop(family: str, at: str) -> None:
     metric = mi.logit_diff("q", "z")
     grid = mi.patch(model, CLEAN, CORRUPTED, at=at, metric=metric)
     assert (grid.values - naive(model, at, metric)).abs().max() < 1e-5
-    assert list(grid.axes) == ["layer", "pos" if "resid" in at or "out" in at else "head"]
+    streams = "resid" in at or "out" in at
+    across = "pos" if streams else "neuron" if at == "mlp_post" else "head"
+    assert list(grid.axes) == ["layer", across]
 
 
 def test_ends_of_the_scale() -> None:
@@ -63,7 +65,12 @@ def test_grids_are_saved_whole(tmp_path) -> None:  # pyright: ignore[reportMissi
     loaded = mi.Grid.load(grid.save(tmp_path / "grid.json"))
     assert loaded.to_dict() == grid.to_dict()
     assert torch.equal(loaded.values, grid.values)
-    assert loaded.options == {"clean": "<s>abcdefg", "corrupted": "<s>abXdefg", "at": "z"}
+    assert loaded.options == {
+        "clean": "<s>abcdefg",
+        "corrupted": "<s>abXdefg",
+        "at": "z",
+        "direction": "denoising",
+    }
     assert len(grid.to_pandas()) == grid.values.numel()
 
 
@@ -75,10 +82,10 @@ def test_wrong_requests_say_what_is_right() -> None:
     with pytest.raises(mi.InterventionError, match=r"the clean one has 8 tokens .* one 5"):
         mi.patch(model, CLEAN, "abcd", at="z", metric=metric)
     with pytest.raises(mi.InterventionError, match="may edit and nothing else"):
-        side_by_side([mi.HookSpec().capture(mi.HookPoint.Embed)])
+        score_cells(model, model.encode(CLEAN), [mi.HookSpec().capture(mi.HookPoint.Embed)], metric)
     whole_row = mi.HookSpec().intervene(mi.HookPoint.Embed, mi.Zero(at=mi.At(batch=0)))
     with pytest.raises(mi.InterventionError, match="leave batch out"):
-        side_by_side([whole_row])
+        score_cells(model, model.encode(CLEAN), [whole_row], metric)
     with pytest.raises(mi.ModelError, match="no reference score that differs"):
         mi.patch(model, CLEAN, CLEAN, at="z", metric=metric).normalized()
 

@@ -12,7 +12,8 @@ from transformers.models.phi3.configuration_phi3 import Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb as phi3_apply
 
-from torch_mi.config.transformer import Rope
+from torch_mi.config.rope import Rope
+from torch_mi.config.transformer import TransformerConfig
 from torch_mi.families import read_config
 from torch_mi.nn.rotary import Rotary
 
@@ -87,6 +88,12 @@ LLAMA_KINDS: dict[str, dict[str, Any]] = {
 LENGTHS = [1, 7, CONTEXT, CONTEXT + 1, 4 * CONTEXT, 4 * CONTEXT + 1, 1000]
 
 
+def rope_of(cfg: TransformerConfig) -> Rope:
+    """What turns the first layer."""
+    assert cfg.ropes[0] is not None
+    return cfg.ropes[0]
+
+
 def positions_up_to(length: int) -> Tensor:
     """Two rows: one from the start, one that ends earlier and starts with padding."""
     first = torch.arange(length)
@@ -116,7 +123,7 @@ def test_angles_are_those_of_transformers(kind: str, length: int) -> None:
     x = torch.randn(2, length, 4, HEAD, generator=torch.Generator().manual_seed(length))
     reference = LlamaRotaryEmbedding(LlamaConfig(**SIZES, rope_parameters=dict(LLAMA_KINDS[kind])))
     theirs = reference(x, positions)
-    agree(Rotary(cfg.rope, cfg.head_dim), theirs, x, positions)
+    agree(Rotary(rope_of(cfg), cfg.head_dim), theirs, x, positions)
     assert apply_rotary_pos_emb(x, x, *theirs, unsqueeze_dim=2)[0].shape == x.shape
 
 
@@ -136,13 +143,13 @@ def test_partly_turned_heads_are_those_of_transformers(kind: str, part: float, l
         "partial_rotary_factor": part,
     }
     _, cfg = read_config({"model_type": "phi3", **raw})
-    assert cfg.rope.dim == 2 * half
+    assert rope_of(cfg).dim == 2 * half
     positions = positions_up_to(length)
     x = torch.randn(2, length, 4, HEAD, generator=torch.Generator().manual_seed(length))
     if scaling is not None:
         scaling["type"] = "longrope"  # what "su" has always meant; transformers 5 stumbles on it
     theirs = Phi3RotaryEmbedding(Phi3Config(**raw, pad_token_id=0))(x, positions)
-    ours = Rotary(cfg.rope, cfg.head_dim)
+    ours = Rotary(rope_of(cfg), cfg.head_dim)
     agree(ours, theirs, x, positions)
     turned = ours.apply_to(x, *ours.tables(positions))
     assert torch.equal(turned[..., 2 * half :], x[..., 2 * half :])
@@ -156,7 +163,7 @@ def test_low_precision_rounds_only_the_finished_tables(kind: str) -> None:
     x = torch.zeros(1, 100, 4, HEAD, dtype=torch.bfloat16)
     reference = LlamaRotaryEmbedding(LlamaConfig(**SIZES, rope_parameters=dict(LLAMA_KINDS[kind])))
     cos, sin = reference(x, positions)
-    cosines, sines = Rotary(cfg.rope, cfg.head_dim).tables(positions, torch.bfloat16)
+    cosines, sines = Rotary(rope_of(cfg), cfg.head_dim).tables(positions, torch.bfloat16)
     assert cosines.dtype == sines.dtype == torch.bfloat16
     assert torch.equal(cosines[:, :, 0], cos)
     assert torch.equal(sines[:, :, 0, HEAD // 2 :], sin[..., HEAD // 2 :])
@@ -165,7 +172,7 @@ def test_low_precision_rounds_only_the_finished_tables(kind: str) -> None:
 def rotary(kind: str) -> Rotary:
     raw = {"model_type": "llama", **SIZES, "rope_parameters": LLAMA_KINDS[kind]}
     _, cfg = read_config(raw)
-    return Rotary(cfg.rope, cfg.head_dim)
+    return Rotary(rope_of(cfg), cfg.head_dim)
 
 
 @pytest.mark.parametrize("kind", LLAMA_KINDS)

@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Activation patching: put one run's activations into another, place by place.
 
-The corrupted prompt is run with one activation at a time taken from the clean prompt's run
-(denoising). Where that brings the clean answer back, the model carries what makes the difference
+Denoising: the corrupted prompt is run with one activation at a time taken from the clean prompt's
+run. Where that brings the clean answer back, the model carries what makes the difference. Noising
+is the reverse: where a corrupted activation spoils the clean run, the model needs what was there
 (Vig et al. 2020; Meng et al. 2022; Heimersheim & Nanda 2024).
 """
 
 import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor
 
 from torch_mi.errors import InterventionError, did_you_mean
-from torch_mi.hooks.coordinates import NAME, At
+from torch_mi.hooks.coordinates import NAME, At, Place
 from torch_mi.hooks.interventions import Replace
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
-from torch_mi.prompts import Prompt
+from torch_mi.prompts import Batch, Prompt
 from torch_mi.results import pieces_of, text_of
-from torch_mi.sweeps.execute import score_cells
-from torch_mi.sweeps.grid import Grid
-from torch_mi.sweeps.metrics import Metric
+from torch_mi.sweeps.grid import Coordinate, Grid
+from torch_mi.sweeps.metrics import Judge, Metric, as_metric
+from torch_mi.sweeps.run import sweep
 
 POINTS = {
     "resid_pre": HookPoint.ResidPre,
@@ -33,64 +39,233 @@ POINTS = {
     "v": HookPoint.AttnV,
     "z": HookPoint.AttnZ,
     "pattern": HookPoint.AttnPattern,
+    "mlp_post": HookPoint.MlpPost,
 }
-"""What can be patched: the streams by layer and position, the heads' tensors by layer and head."""
+"""What can be patched: the streams by layer and position, the heads' tensors by layer and head,
+the neurons by layer and neuron."""
+EVERY_BLOCK = ("resid_pre", "attn_out", "mlp_out")
+"""The three panels of `at="every_block"`."""
+AXES = ("layer", "pos", "head", "neuron", "query", "key")
+Direction = Literal["denoising", "noising"]
+Axis = Literal["layer", "pos", "head", "neuron", "query", "key"]
 
 
-def patch(model: MIModel, clean: Prompt, corrupted: Prompt, *, at: str, metric: Metric) -> Grid:
-    """The score of the corrupted prompt with each of the clean one's activations put in.
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Prompts in twos: what is run and edited, and what the activations are taken from."""
 
-    `at` is "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out" (layer × position), or
-    "z", "q", "k", "v" or "pattern" (layer × head). The prompts must be equally many tokens long.
-    Scores are read at the last position; `Grid.normalized()` makes 0 the corrupted and 1 the clean
-    prompt's score.
+    edited: Batch
+    source: Batch
+
+    @property
+    def runs(self) -> list[list[int]]:
+        return self.edited.rows()
+
+
+def patch(  # noqa: PLR0913 - an experiment is made of choices
+    model: MIModel,
+    clean: Prompt,
+    corrupted: Prompt,
+    *,
+    at: str,
+    metric: Metric | Judge,
+    by: Sequence[Axis] | None = None,
+    layers: int | Sequence[int] | None = None,
+    direction: Direction = "denoising",
+    position: Place = -1,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+) -> Grid:
+    """The score of one prompt with activations of its twin put in, place by place.
+
+    `at` is "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out" (by layer and position),
+    "z", "q", "k", "v" or "pattern" (by layer and head), "mlp_post" (by layer and neuron), or
+    "every_block": "resid_pre", "attn_out" and "mlp_out" in three panels. `by` chooses other axes,
+    as `("layer", "pos", "head")`; along an axis that is not named everything is put in at once.
+    `layers` limits the patching to some layers.
+
+    "denoising" puts the clean prompt's activations into the corrupted run, "noising" the other way
+    round. Each prompt and its twin must be equally many tokens long; lists of prompts are averaged
+    over. Scores are read at `position`, the last unless given; `Grid.normalized()` makes 0 the
+    corrupted and 1 the clean prompts' score.
     """
-    point = _point(at)
+    if direction not in ("denoising", "noising"):
+        raise InterventionError(f"direction={direction!r} is neither 'denoising' nor 'noising'")
     good, bad = _prompts(model, clean, corrupted)
-    source = model.forward(good, HookSpec().capture(point))
-    axis = next((a for a in point.axes if a in ("head", "kv_head")), "pos")
-    name, dim = NAME[axis], point.axes.index(axis)
-    layers, places = range(model.num_layers), range(source[point(0)].shape[dim])
-    specs = [
-        HookSpec().intervene(
-            point(layer), Replace(source[point(layer)].select(dim, i), at=At(**{name: i}))
-        )
-        for layer, i in itertools.product(layers, places)
-    ]
-    scored = score_cells(model, bad, specs, metric)
-    ids = model.read_prompt(bad).rows()[0]
-    return Grid(
-        title=f"{at} of the clean prompt, put into the corrupted one",
-        metric=repr(metric),
-        axes={"layer": tuple(layers), name: tuple(places)},
-        labels={"pos": pieces_of(model, ids)} if name == "pos" else {},
-        values=scored.scores.reshape(len(layers), len(places)),
-        baseline=scored.baseline,
-        reference=float(metric.score(model, source.output[0, -1])),
-        options={"clean": text_of(model, good), "corrupted": text_of(model, bad), "at": at},
-        manifest=scored.manifest,
+    noising = direction == "noising"
+    pairs = Pairs(good, bad) if noising else Pairs(bad, good)
+    names = EVERY_BLOCK if at == "every_block" else (at,)
+    cuts = [_cut(model, name, by, layers, pairs) for name in names]
+    if any(cut.axes != cuts[0].axes for cut in cuts):
+        raise InterventionError(f"{at} has no axes {by} in common")
+
+    def specs(i: int) -> list[HookSpec]:
+        source = torch.tensor([pairs.source.rows()[i]])
+        points = [point(layer) for cut in cuts for point, layer in cut.hooks]
+        run = model.forward(source, HookSpec().capture(*points))
+        return [spec for cut in cuts for spec in cut.specs(run)]
+
+    found = sweep(
+        model,
+        pairs.runs,
+        specs,
+        metric,
+        position=position,
+        checkpoint=checkpoint,
+        progress=progress,
     )
+    plain = sweep(
+        model, pairs.source.rows(), [HookSpec()], metric, position=position, progress=False
+    )
+    axes: dict[str, tuple[Coordinate, ...]] = {} if len(names) == 1 else {"at": names}
+    grid = found.grid(
+        _title(at, direction),
+        axes | cuts[0].axes,
+        _labels(model, pairs, cuts[0].axes),
+        {
+            "clean": _said(model, good),
+            "corrupted": _said(model, bad),
+            "at": at,
+            "direction": direction,
+        },
+    )
+    return replace(grid, metric=repr(as_metric(metric)), reference=plain.baseline, noising=noising)
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """How one kind of activation is taken apart."""
+
+    point: HookPoint
+    layers: tuple[int, ...]
+    axes: dict[str, tuple[Coordinate, ...]]
+
+    @property
+    def hooks(self) -> list[tuple[HookPoint, int]]:
+        return [(self.point, layer) for layer in self.layers]
+
+    def specs(self, source: Mapping[str, Tensor]) -> list[HookSpec]:
+        """A spec for each place, in the order of the axes."""
+        return [
+            self._spec(dict(zip(self.axes, place, strict=True)), source)
+            for place in itertools.product(*self.axes.values())
+        ]
+
+    def _spec(self, place: dict[str, Coordinate], source: Mapping[str, Tensor]) -> HookSpec:
+        spec = HookSpec()
+        index = {axis: where for axis, where in place.items() if axis != "layer"}
+        layers = [cast("int", place["layer"])] if "layer" in place else self.layers
+        chosen = tuple(
+            index.get(NAME.get(axis, ""), slice(None)) if axis != "batch" else slice(None)
+            for axis in self.point.axes
+        )
+        for layer in layers:
+            at = At(**cast("dict[str, Any]", index)) if index else None
+            spec.intervene(self.point(layer), Replace(source[self.point(layer)][chosen], at=at))
+        return spec
+
+
+def _cut(
+    model: MIModel,
+    at: str,
+    by: Sequence[Axis] | None,
+    layers: int | Sequence[int] | None,
+    pairs: Pairs,
+) -> Cut:
+    """The places at which one kind of activation is patched."""
+    point = _point(at)
+    has = {NAME.get(axis, axis): axis for axis in point.axes if axis in NAME and axis != "batch"}
+    default = "neuron" if "neuron" in has else "head" if "head" in has else "pos"
+    axes = tuple(by) if by is not None else ("layer", default)
+    own = ("layer", *(name for name in AXES if name in has))
+    wrong = [axis for axis in axes if axis not in own]
+    if wrong or not axes or len(set(axes)) < len(axes):
+        raise InterventionError(
+            f"by={axes!r}: {at} can be patched by each of {', '.join(own)}"
+            + (did_you_mean(wrong[0], own) if wrong else "")
+        )
+    some = _layers(model, point, layers)
+    sizes: dict[str, tuple[Coordinate, ...]] = {"layer": some}
+    for name in axes:
+        if name != "layer":
+            sizes[name] = tuple(range(_size(model, has[name], pairs)))
+    return Cut(point, some, {name: sizes[name] for name in axes})
+
+
+def _size(model: MIModel, axis: str, pairs: Pairs) -> int:
+    """How many places an axis has; positions must be equally many for all prompts."""
+    if axis not in ("pos", "query", "key"):
+        return model.backend.sizes[axis]
+    lengths = {len(row) for row in pairs.runs}
+    if len(lengths) > 1:
+        raise InterventionError(
+            f"patching by {axis} needs prompts of one length, these have {sorted(lengths)} tokens; "
+            "by=('layer',) or by heads takes them all"
+        )
+    return lengths.pop()
+
+
+def _layers(
+    model: MIModel, point: HookPoint, layers: int | Sequence[int] | None
+) -> tuple[int, ...]:
+    having = tuple(hook.layer for hook in model.hooks if hook.point is point)
+    offered = tuple(layer for layer in having if layer is not None)
+    if layers is None:
+        if not offered:
+            raise InterventionError(f"this model has no {point.name}")
+        return offered
+    some = (layers,) if isinstance(layers, int) else tuple(layers)
+    if not some or any(layer not in offered for layer in some):
+        raise InterventionError(f"layers={layers!r}: {point.name} is in layers {list(offered)}")
+    return some
 
 
 def _point(at: str) -> HookPoint:
     if at not in POINTS:
+        choices = (*POINTS, "every_block")
         raise InterventionError(
-            f"at={at!r} cannot be patched; choose {', '.join(POINTS)}{did_you_mean(at, POINTS)}"
+            f"at={at!r} cannot be patched; choose {', '.join(choices)}{did_you_mean(at, choices)}"
         )
     return POINTS[at]
 
 
-def _prompts(model: MIModel, clean: Prompt, corrupted: Prompt) -> tuple[Tensor, Tensor]:
-    """Both prompts as token ids [1 pos], equally long."""
-    good, bad = model.read_prompt(clean).tokens, model.read_prompt(corrupted).tokens
-    if len(good) != 1 or len(bad) != 1:
+def _prompts(model: MIModel, clean: Prompt, corrupted: Prompt) -> tuple[Batch, Batch]:
+    """Both sides as token ids, pair by pair equally long."""
+    good, bad = model.read_prompt(clean), model.read_prompt(corrupted)
+    if len(good.tokens) != len(bad.tokens):
         raise InterventionError(
-            f"patch compares one prompt with one other, not {len(good)} with {len(bad)}"
+            f"patch compares prompts in pairs, not {len(good.tokens)} with {len(bad.tokens)}"
         )
-    if good.shape != bad.shape:
-        raise InterventionError(
-            f"patching needs prompts of one length; the clean one has {good.shape[1]} tokens "
-            f"({model.to_str_tokens(good)}), the corrupted one {bad.shape[1]} "
-            f"({model.to_str_tokens(bad)})"
-        )
+    for one, other in zip(good.rows(), bad.rows(), strict=True):
+        if len(one) != len(other):
+            raise InterventionError(
+                f"patching needs prompts of one length; the clean one has {len(one)} tokens "
+                f"({list(pieces_of(model, one))}), the corrupted one {len(other)} "
+                f"({list(pieces_of(model, other))})"
+            )
     return good, bad
+
+
+def _labels(
+    model: MIModel, pairs: Pairs, axes: Mapping[str, tuple[Coordinate, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """The tokens, where all prompts have the same one, along axes of positions."""
+    named = [name for name in axes if name in ("pos", "query", "key")]
+    if not named:
+        return {}
+    rows = [pieces_of(model, row) for row in pairs.runs]
+    words = tuple(same[0] if len(set(same)) == 1 else "…" for same in zip(*rows, strict=True))
+    return dict.fromkeys(named, words)
+
+
+def _said(model: MIModel, batch: Batch) -> str | list[str]:
+    """What the prompts say."""
+    texts = [text_of(model, row) for row in batch.rows()]
+    return texts[0] if len(texts) == 1 else texts
+
+
+def _title(at: str, direction: Direction) -> str:
+    what = " or ".join(EVERY_BLOCK) if at == "every_block" else at
+    if direction == "noising":
+        return f"{what} of the corrupted prompt, put into the clean one"
+    return f"{what} of the clean prompt, put into the corrupted one"

@@ -23,7 +23,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
 from torch_mi.results import floats, pieces_of, special_in
-from torch_mi.sweeps.execute import score_cells
+from torch_mi.sweeps.run import score_cells
 from torch_mi.sweeps.grid import Grid
 from torch_mi.sweeps.metrics import prob
 from torch_mi.types import numbers

@@ -55,6 +55,6 @@ def outer_points(cfg: TransformerConfig) -> frozenset[P]:
     """The points before the first layer and after the last."""
     points = {P.Embed, P.FinalNorm, P.Logits}
     points |= set[P]() if cfg.embedding.learned is None else {P.PosEmbed}
-    if cfg.norm_type is not NormType.Absent:
+    if cfg.final_norm_type is not NormType.Absent:
         points |= {P.FinalScale, P.FinalNormalized}
     return frozenset(points)

@@ -15,6 +15,8 @@ from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.attention import Attention, softcap
+from torch_mi.nn.experts import Mixture
+from torch_mi.nn.latent import LatentAttention
 from torch_mi.nn.mlp import Mlp
 from torch_mi.nn.norm import Norm
 from torch_mi.nn.rotary import Rotary
@@ -30,11 +32,13 @@ class Block(nn.Module):
         layout = cfg.layout
         self.parallel, self.scale = layout.parallel, cfg.residual_scale
         self.norm1 = norm(cfg, HookPoint.Ln1Scale, HookPoint.Ln1Normalized, layout.norms_inputs)
-        self.attn = Attention(cfg, layer)
+        self.attn = Attention(cfg, layer) if cfg.latent is None else LatentAttention(cfg, layer)
         self.post1 = norm(
             cfg, HookPoint.Ln1PostScale, HookPoint.Ln1PostNormalized, layout.norms_outputs
         )
-        self.mlp = None if cfg.attention_only else Mlp(cfg)
+        self.mlp: Mlp | Mixture | None = None
+        if not cfg.attention_only:
+            self.mlp = Mixture(cfg) if cfg.has_experts(layer) else Mlp(cfg)
         second = layout.norms_inputs and layout is not BlockLayout.Parallel
         self.norm2 = norm(
             cfg, HookPoint.Ln2Scale, HookPoint.Ln2Normalized, second and self.mlp is not None
@@ -100,7 +104,15 @@ class Transformer(nn.Module):
         ropes = [rope for rope in dict.fromkeys(cfg.ropes) if rope is not None]
         self.ropes = {rope: Rotary(rope, turning) for rope in ropes}
         self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.num_layers))
-        self.norm = norm(cfg, HookPoint.FinalScale, HookPoint.FinalNormalized, wanted=True)
+        self.norm = None
+        if cfg.final_norm_type is not NormType.Absent:
+            self.norm = Norm(
+                cfg.final_norm_type,
+                cfg.norm_eps,
+                cfg.hidden_size,
+                HookPoint.FinalScale,
+                HookPoint.FinalNormalized,
+            )
         self.head = nn.Linear(cfg.hidden_size, cfg.output_vocab_size, bias=cfg.head.bias)
         if cfg.tie_word_embeddings:
             self.head.weight = self.tokens.weight
@@ -155,12 +167,12 @@ class Transformer(nn.Module):
         if self.norm is None:
             return None
         gain, bias = self.norm.weight, self.norm.bias
-        plus = 1 if self.cfg.norm_type is NormType.RmsPlusOne else 0
+        plus = 1 if self.norm.kind is NormType.RmsPlusOne else 0
         gain = torch.ones(self.cfg.hidden_size) if gain is None else gain.detach() + plus
         return FinalNorm(
             gain.to(self.device),
             None if bias is None else bias.detach(),
-            self.cfg.norm_type.centred,
+            self.norm.kind.centred,
         )
 
     @property
@@ -203,6 +215,8 @@ class Transformer(nn.Module):
         """The rows of the table of learned positions; an error beyond its end."""
         learned = self.cfg.embedding.learned
         offset, rows = (0, 0) if learned is None else (learned.offset, learned.rows)
+        if positions.is_meta:  # a run without data
+            return positions
         last = int(positions.max()) + offset
         if last >= rows:
             raise ModelError(

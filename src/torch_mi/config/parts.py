@@ -3,6 +3,23 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
+
+from torch_mi.errors import ConfigError, did_you_mean
+
+E = TypeVar("E", bound=Enum)
+
+
+def member(kind: type[E], value: object) -> E:
+    """The member of an enum that is meant by itself or by its value."""
+    try:
+        return kind(value)
+    except ValueError as cause:
+        values = [str(each.value) for each in kind]
+        raise ConfigError(
+            f"{value!r} is no {kind.__name__}; there are {', '.join(values)}"
+            f"{did_you_mean(str(value), values)}"
+        ) from cause
 
 
 class NormType(Enum):
@@ -10,6 +27,8 @@ class NormType(Enum):
 
     Rms = "rms"
     """x / rms(x), rounded to the model's dtype, times the gain (LLaMA)."""
+    RmsFloat = "rms_float"
+    """x / rms(x) times the gain, all in float32, then rounded (OLMo 2)."""
     RmsPlusOne = "rms_plus_one"
     """x / rms(x) times (1 + gain), all in float32, then rounded (Gemma)."""
     RmsBare = "rms_bare"
@@ -90,6 +109,12 @@ class Learned:
     rows: int
     offset: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.offset < self.rows:
+            raise ConfigError(
+                f"a table of {self.rows} learned positions that begin at row {self.offset}"
+            )
+
 
 @dataclass(frozen=True)
 class Embedding:
@@ -126,6 +151,12 @@ class Head:
     """Squashes them to (-softcap, softcap), after the scale."""
     vocab_size: int | None = None
     """How many logits there are, if not one for each token of the input."""
+    norm_type: NormType | None = None
+    """The final norm, if it is not like the others."""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size is not None and self.vocab_size <= 0:
+            raise ConfigError(f"{self.vocab_size} logits: there must be some")
 
 
 class Scoring(Enum):
@@ -156,6 +187,8 @@ class Experts:
     width: int
     """Neurons in each expert."""
     scoring: Scoring = Scoring.Softmax
+    exact: bool = False
+    """Whether the router's logits are computed in float32 in a model of any dtype (DeepSeek-V2)."""
     normalised: bool = False
     """Whether the chosen experts' weights are divided by their sum."""
     scale: float = 1.0
@@ -170,6 +203,29 @@ class Experts:
     """Neurons of the expert that every token goes to; 0 for none."""
     shared_gate: bool = False
     """Whether a sigmoid of its own weighs the shared expert (Qwen2-MoE)."""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "chosen", "width", "groups", "chosen_groups"):
+            if self.__dict__[name] <= 0:
+                raise ConfigError(f"experts: {name} = {self.__dict__[name]} is not positive")
+        if self.shared_width < 0:
+            raise ConfigError(f"experts: shared_width = {self.shared_width} is negative")
+        if self.count % self.groups or self.chosen_groups > self.groups:
+            raise ConfigError(
+                f"{self.count} experts cannot be chosen from {self.chosen_groups} "
+                f"of {self.groups} groups of one size"
+            )
+        if self.groups > 1 and self.group_score is GroupScore.TwoBest and self.group_size == 1:
+            raise ConfigError(f"{self.groups} groups of one expert have no two best ones")
+        if self.chosen > self.chosen_groups * self.group_size:
+            raise ConfigError(
+                f"{self.chosen} experts for each token, but there are "
+                f"{self.chosen_groups * self.group_size} to choose from"
+            )
+
+    @property
+    def group_size(self) -> int:
+        return self.count // self.groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,3 +242,16 @@ class Latent:
     nope_dim: int
     rope_dim: int
     value_dim: int
+    norm_eps: float = 1e-6
+    """Of the norms of the narrow vectors."""
+
+    def __post_init__(self) -> None:
+        for name in ("query_rank", "kv_rank", "nope_dim", "rope_dim", "value_dim"):
+            size = self.__dict__[name]
+            if size is not None and size <= 0:
+                raise ConfigError(f"latent attention: {name} = {size} is not positive")
+
+    @property
+    def head_dim(self) -> int:
+        """The width of queries and keys."""
+        return self.nope_dim + self.rope_dim

@@ -2,6 +2,7 @@
 """What a decoder-only transformer is, as data: every field is a choice of arithmetic."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch_mi.config.activation import Activation
 from torch_mi.config.parts import (
@@ -11,8 +12,10 @@ from torch_mi.config.parts import (
     Experts,
     Head,
     Latent,
+    Learned,
     NormType,
     QkNorm,
+    member,
 )
 from torch_mi.config.rope import Rope
 from torch_mi.errors import ConfigError
@@ -32,6 +35,12 @@ PLAIN_EMBEDDING, PLAIN_HEAD = Embedding(), Head()
 
 PER_LAYER = ("ropes", "windows", "attn_scales")
 """Fields with an entry for each layer."""
+
+Positions = Literal["learned", "rotary", "alibi", "none"]
+"""How a model written by hand knows where a token stands."""
+
+MLP_WIDTH = 4
+"""Neurons of its MLPs for each dimension of the residual stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +87,71 @@ class TransformerConfig:
     head: Head = PLAIN_HEAD
     tie_word_embeddings: bool = False
 
+    @classmethod
+    def toy(  # noqa: PLR0913 - a config is made of choices
+        cls,
+        *,
+        vocab_size: int,
+        num_layers: int = 1,
+        hidden_size: int = 64,
+        num_attention_heads: int = 4,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        intermediate_size: int | None = None,
+        max_position_embeddings: int = 64,
+        positions: Positions = "learned",
+        norm_type: NormType | str = NormType.Layer,
+        layout: BlockLayout | str = BlockLayout.Pre,
+        activation: Activation | str = Activation.Gelu,
+        gated_mlp: bool = False,
+        biases: bool = True,
+        causal: bool = True,
+        output_vocab_size: int | None = None,
+        tie_word_embeddings: bool = False,
+    ) -> "TransformerConfig":
+        """A small model in a few words; what is not said is as in GPT-2.
+
+        Heads share the width evenly, each with keys and values of its own; an MLP has four neurons
+        for each dimension (`intermediate_size=0` is a model of attention alone); scores are divided
+        by the root of `head_dim`; there are as many logits as tokens. `norm_type`, `layout` and
+        `activation` are given by value ("layer", "rms", "absent"; "pre", "parallel"; "gelu",
+        "relu", "solu_norm"). For everything else: `dataclasses.replace(cfg, ...)`.
+        """
+        if positions not in get_args(Positions):
+            ways = ", ".join(get_args(Positions))
+            raise ConfigError(f"positions={positions!r} is none of {ways}")
+        width = _share(hidden_size, num_attention_heads) if head_dim is None else head_dim
+        learned = Learned(max_position_embeddings) if positions == "learned" else None
+        layers = max(num_layers, 0)
+        return cls(
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_attention_heads=num_attention_heads,
+            num_kv_heads=num_attention_heads if num_kv_heads is None else num_kv_heads,
+            head_dim=width,
+            intermediate_size=(
+                MLP_WIDTH * hidden_size if intermediate_size is None else intermediate_size
+            ),
+            vocab_size=vocab_size,
+            max_position_embeddings=max_position_embeddings,
+            embedding=Embedding(learned=learned),
+            layout=member(BlockLayout, layout),
+            norm_type=member(NormType, norm_type),
+            norm_eps=1e-5,
+            activation=member(Activation, activation),
+            gated_mlp=gated_mlp,
+            qkv_bias=biases,
+            o_proj_bias=biases,
+            mlp_bias=biases,
+            causal=causal,
+            ropes=(Rope(10000.0, width) if positions == "rotary" else None,) * layers,
+            alibi=Alibi() if positions == "alibi" else None,
+            windows=(None,) * layers,
+            attn_scales=(max(width, 1) ** -0.5,) * layers,
+            head=Head(bias=biases, vocab_size=output_vocab_size),
+            tie_word_embeddings=tie_word_embeddings,
+        )
+
     def __post_init__(self) -> None:
         for name in COUNTS:
             if self.__dict__[name] <= 0:
@@ -90,6 +164,7 @@ class TransformerConfig:
                 f"{self.num_kv_heads} key/value heads evenly"
             )
         self._check_layers()
+        self._check_parts()
         if self.tie_word_embeddings and self.output_vocab_size != self.vocab_size:
             raise ConfigError(
                 f"a tied unembedding has {self.vocab_size} logits, not {self.output_vocab_size}"
@@ -110,6 +185,23 @@ class TransformerConfig:
                     "an even number up to that is needed"
                 )
 
+    def _check_parts(self) -> None:
+        experts, latent = self.experts, self.latent
+        if experts is not None and len(experts.layers) != self.num_layers:
+            raise ConfigError(f"{len(experts.layers)} experts.layers for {self.num_layers} layers")
+        if experts is not None and not all(experts.layers) and self.intermediate_size == 0:
+            raise ConfigError("intermediate_size = 0, but some layers have no experts")
+        if latent is None:
+            return
+        if (self.num_kv_heads, self.head_dim) != (self.num_attention_heads, latent.head_dim):
+            raise ConfigError(
+                f"latent attention has a key and value for each of {self.num_attention_heads} "
+                f"heads, {latent.nope_dim} + {latent.rope_dim} wide; the config says "
+                f"{self.num_kv_heads} heads, {self.head_dim} wide"
+            )
+        if self.qk_norm is not None or self.clip_qkv is not None:
+            raise ConfigError("latent attention neither norms nor clips queries and keys")
+
     @property
     def embedding_scale(self) -> float | None:
         """What token embeddings are multiplied by."""
@@ -126,6 +218,11 @@ class TransformerConfig:
         return self.vocab_size if self.head.vocab_size is None else self.head.vocab_size
 
     @property
+    def final_norm_type(self) -> NormType:
+        """The norm before the unembedding."""
+        return self.norm_type if self.head.norm_type is None else self.head.norm_type
+
+    @property
     def attention_only(self) -> bool:
         """Whether no layer has an MLP."""
         return self.intermediate_size == 0 and self.experts is None
@@ -133,3 +230,12 @@ class TransformerConfig:
     def has_experts(self, layer: int) -> bool:
         """Whether a layer has a mixture of experts in place of one MLP."""
         return self.experts is not None and self.experts.layers[layer]
+
+
+def _share(width: int, heads: int) -> int:
+    """An even share of the width for each head."""
+    if heads <= 0 or width % heads:
+        raise ConfigError(
+            f"{heads} attention heads cannot share a width of {width} evenly; give head_dim"
+        )
+    return width // heads

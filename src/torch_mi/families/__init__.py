@@ -8,10 +8,16 @@ from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ConfigError, did_you_mean
 from torch_mi.families.decoder import DECODERS
 from torch_mi.families.family import Family
+from torch_mi.families.gemma3 import GEMMAS
 from torch_mi.families.gpt import GPTS
+from torch_mi.families.linear_bias import LINEAR_BIASES
 from torch_mi.families.modern import MODERN
 from torch_mi.families.moe import MIXTURES
 from torch_mi.families.names import Placement, Plan
+from torch_mi.families.parallel import PARALLEL
+from torch_mi.families.own import OWN
+from torch_mi.families.refusals import code_of, foreign, headless, no_model
+from torch_mi.families.remote import REMOTE
 
 __all__ = [
     "FAMILIES",
@@ -25,22 +31,38 @@ __all__ = [
 
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
-    for family in sorted((*DECODERS, *GPTS, *MODERN, *MIXTURES), key=lambda f: f.model_type)
+    for family in sorted(
+        (*DECODERS, *GPTS, *PARALLEL, *LINEAR_BIASES, *MODERN, *GEMMAS, *REMOTE, *MIXTURES),
+        key=lambda f: f.model_type,
+    )
 }
 """By `model_type`."""
 
 
 def find_family(raw: Mapping[str, object]) -> Family:
     """The family that a parsed `config.json` names."""
-    name = raw.get("model_type")
-    if not isinstance(name, str):
-        raise ConfigError("config.json is missing 'model_type'")
+    name = type_of(raw)
+    if name == OWN.model_type:
+        return OWN
     if name not in FAMILIES:
         raise ConfigError(
             f"unsupported model_type: {name!r}; supported are {', '.join(FAMILIES)}"
-            f"{did_you_mean(name, FAMILIES)}"
+            f"{did_you_mean(name, FAMILIES)}{code_of(raw)}"
         )
     return FAMILIES[name]
+
+
+def type_of(raw: Mapping[str, object]) -> str:
+    """The `model_type` of a config that may be of a language model, be it known here or not."""
+    if wrong := no_model(raw):
+        raise ConfigError(wrong)
+    name = raw.get("model_type")
+    if not isinstance(name, str):
+        raise ConfigError("config.json is missing 'model_type'")
+    wrong = "" if name in FAMILIES else foreign(raw, name)
+    if wrong := wrong or headless(raw):
+        raise ConfigError(wrong)
+    return name
 
 
 def read_config(raw: Mapping[str, object]) -> tuple[Family, TransformerConfig]:

@@ -61,18 +61,14 @@ class Family:
 
     def config(self, raw: Mapping[str, object]) -> TransformerConfig:
         """What `raw`, a parsed `config.json`, computes."""
-        if raw.get("quantization_config") is not None:
-            raise ConfigError(
-                "config.json has a quantization_config: quantised checkpoints are not supported; "
-                "load the model they were made from"
-            )
+        spelt = self.spelling(raw)
         raw = self.respelt(raw)
-        c = Reader(raw)
+        c = Reader(raw, spelt=spelt)
         fields: dict[str, Any] = {name: rule(c) for name, rule in self.rules.items()}
         for key, values in self.fixed.items():
             value = raw.get(key)
             if value is not None and not any(same(value, each) for each in values):
-                modelled = " or ".join(repr(each) for each in values)
+                modelled = " or ".join(repr(each) for each in values) or "null"
                 raise ConfigError(
                     f"config.json has {key} = {brief(value)}; "
                     f"in {self.model_type} only {modelled} is modelled"
@@ -82,13 +78,26 @@ class Family:
 
     def respelt(self, raw: Mapping[str, object]) -> Mapping[str, object]:
         """A config with its keys as the rules call them."""
-        keys = dict[str, object]()
+        keys, called = dict[str, object](), dict[str, str]()
         for key, value in raw.items():
             name = self.aliases.get(key, key)
-            if name in keys and not same(keys[name], value):
-                raise ConfigError(f"config.json says {name} twice, and {key} = {brief(value)}")
-            keys[name] = value
+            before = keys.get(name)
+            if before is not None and value is not None and not alike(before, value):
+                raise ConfigError(
+                    f"config.json has {called[name]} = {brief(before)} and {key} = {brief(value)}, "
+                    f"which in {self.model_type} are the same"
+                )
+            if before is None:
+                keys[name], called[name] = value, key
         return keys
+
+    def spelling(self, raw: Mapping[str, object]) -> Mapping[str, str]:
+        """What a config, or else its family, calls the keys that the rules call otherwise."""
+        spelt = dict[str, str]()
+        for theirs, ours in self.aliases.items():
+            if ours not in raw and (theirs in raw or ours not in spelt):
+                spelt[ours] = theirs
+        return spelt
 
     def tables(self) -> list[Mapping[str, Source]]:
         """Every table of names that checkpoints of this family use."""
@@ -104,3 +113,8 @@ class Family:
 def same(value: object, other: object) -> bool:
     """Equality that keeps `True` apart from 1."""
     return type(value) is type(other) and value == other
+
+
+def alike(value: object, other: object) -> bool:
+    """Equality that keeps `True` apart from 1, but not 1 from 1.0."""
+    return isinstance(value, bool) is isinstance(other, bool) and value == other

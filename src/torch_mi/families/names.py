@@ -46,7 +46,7 @@ class Plan:
     duplicates: Mapping[str, str]
     """Their second copy of a tied tensor -> our parameter; the two ought to be equal."""
     ignored: tuple[str, ...]
-    """Their buffers that are computed here, not stored."""
+    """Their tensors that are computed here, not stored, or belong to no part of a text model."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,9 @@ def qualified(names: Collection[str], sources: Mapping[str, Source]) -> dict[str
 
 
 def is_buffer(name: str, buffers: Collection[str]) -> bool:
-    """Whether `name` fits one of the patterns, where `*` is a number."""
-    return any(re.fullmatch(re.escape(b).replace(r"\*", r"\d+"), name) for b in buffers)
+    """Whether `name` fits one of the patterns, where `*` is a number and `**` anything."""
+    patterns = (re.escape(b).replace(r"\*\*", ".+").replace(r"\*", r"\d+") for b in buffers)
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def missing_message(missing: Sequence[str], found: Collection[str]) -> str:

@@ -16,7 +16,7 @@ from torch_mi.config.rope import (
     Yarn,
 )
 from torch_mi.errors import ConfigError, did_you_mean
-from torch_mi.families.rules import HEAD_DIM, LAYER_KINDS, Reader, Rule
+from torch_mi.families.rules import HEAD_DIM, LAYER_KINDS, WHOLE, WINDOWED, Reader, Rule
 
 INERT = frozenset(["finetuned", "mrope_section"])
 """Rotary keys that change nothing: on text, the three parts of an mrope position agree."""
@@ -126,6 +126,12 @@ class RopeRule:
     """Whether neighbouring dimensions turn together."""
     part: float = 1.0
     """How much of each head turns where the config does not say."""
+    theta: float = 10_000.0
+    """The base where the config does not say."""
+    base: str = "rope_theta"
+    """What the base is called at the config's top level."""
+    share: str = "partial_rotary_factor"
+    """What the part that turns is called there."""
 
     def __call__(self, c: Reader) -> Rope:
         sections = flatten(c) or [Reader({}, c.name)]
@@ -140,8 +146,9 @@ class RopeRule:
 
     def read(self, c: Reader, r: Reader) -> Rope:
         """One rotary embedding, by one object and what the top level adds to it."""
-        theta = first_number("rope_theta", 10_000.0, r, c)
-        part = first_number("partial_rotary_factor", self.part, r, c)
+        theta = first_number("rope_theta", first_number(self.base, self.theta, c), r)
+        top = first_number(self.share, self.part, c)
+        part = first_number("partial_rotary_factor", top, r)
         if part != 1.0 and not self.partial:
             raise ConfigError(
                 f"{r.name}: this model_type turns whole heads; "
@@ -189,6 +196,28 @@ def flatten(c: Reader) -> list[Reader]:
         else:
             found.append(r)
     return found
+
+
+@dataclass(frozen=True)
+class RopesByKind:
+    """One rotary embedding in layers that see everything, another in those with a window."""
+
+    whole: RopeRule
+    windowed: RopeRule
+    windows: Rule
+
+    def __call__(self, c: Reader) -> tuple[Rope, ...]:
+        found = c.objects("rope_scaling", "rope_parameters")
+        newer = Reader(found.get("rope_parameters", {}), "rope_parameters")
+        kinds = newer.objects(WHOLE, WINDOWED)
+        newer.refuse_unread(frozenset(), "rotary embedding by kind of layer")
+        # the older spelling scales the layers that see everything, and no others
+        merged = {**kinds.get(WHOLE, {}), **found.get("rope_scaling", {})}
+        whole = self.whole.read(c, Reader(merged, f"rope_parameters[{WHOLE!r}]"))
+        inner = Reader(kinds.get(WINDOWED, {}), f"rope_parameters[{WINDOWED!r}]")
+        windowed = self.windowed.read(c, inner)
+        windows = cast("tuple[int | None, ...]", self.windows(c))
+        return tuple(whole if window is None else windowed for window in windows)
 
 
 def first_number(key: str, default: float, *readers: Reader) -> float:

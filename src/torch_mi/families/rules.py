@@ -27,9 +27,20 @@ JSON_NAMES: dict[type, str] = {
 class Reader:
     """A JSON object that types what it returns and remembers which keys it was asked for."""
 
-    def __init__(self, raw: Mapping[str, object], name: str = "config.json") -> None:
+    def __init__(
+        self,
+        raw: Mapping[str, object],
+        name: str = "config.json",
+        spelt: Mapping[str, str] | None = None,
+    ) -> None:
+        """`spelt` says what the object itself calls some of the keys of `raw`."""
         self._raw, self.name = raw, name
+        self._spelt = spelt or {}
         self._read = set[str]()
+
+    def called(self, key: str) -> str:
+        """What the object itself calls a key."""
+        return self._spelt.get(key, key)
 
     def get(self, kind: type[T], key: str) -> T | None:
         """The value of `key` as a `kind`; `None` if it is absent or null."""
@@ -37,19 +48,37 @@ class Reader:
         value = self._raw.get(key)
         if value is None:
             return None
-        if kind is float and type(value) is int:
-            return cast("T", float(value))
+        if kind is float and type(value) in (int, float):
+            return cast("T", self._real(key, cast("float", value)))
         if type(value) is not kind:
             raise ConfigError(
-                f"{self.name} has {key} = {brief(value)} where {JSON_NAMES[kind]} is needed"
+                f"{self.name} has {self.called(key)} = {brief(value)} "
+                f"where {JSON_NAMES[kind]} is needed"
             )
         return value
+
+    def _real(self, key: str, value: float) -> float:
+        """A number that can be computed with: JSON as Python reads it has others."""
+        try:
+            real = float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            real = math.inf
+        if not math.isfinite(real):
+            raise ConfigError(f"{self.name} has {self.called(key)} = {brief(value)}, not a number")
+        return real
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Every key that was looked at, be it there or not."""
+        return frozenset(self._read)
 
     def need(self, kind: type[T], key: str) -> T:
         """The value of `key`, which must be set."""
         if (value := self.get(kind, key)) is None:
-            near = did_you_mean(key, self._raw)
-            raise ConfigError(f"{self.name} lacks {key!r}, {JSON_NAMES[kind]}{near}")
+            name, known = self.called(key), [self.called(each) for each in self._raw]
+            raise ConfigError(
+                f"{self.name} lacks {name!r}, {JSON_NAMES[kind]}{did_you_mean(name, known)}"
+            )
         return value
 
     def numbers(self, key: str) -> tuple[float, ...]:
@@ -73,9 +102,9 @@ class Reader:
         left = {key: value for key, value in self._raw.items() if value is not None}
         unread = sorted(set(left) - self._read - inert)
         if unread:
-            said = ", ".join(f"{key} = {brief(left[key])}" for key in unread[:SHOWN])
+            said = ", ".join(f"{self.called(key)} = {brief(left[key])}" for key in unread[:SHOWN])
             more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
-            near = did_you_mean(unread[0], self._read | inert)
+            near = did_you_mean(unread[0], [self.called(key) for key in self._read | inert])
             raise ConfigError(f"{self.name}: {whose} has no use for {said}{more}{near}")
 
 
@@ -207,8 +236,8 @@ def inverse_root(width: Rule) -> Rule:
     return rule
 
 
-WINDOWED = "sliding_attention"
-LAYER_KINDS = {WINDOWED: True, "full_attention": False, "attention": False}
+WINDOWED, WHOLE = "sliding_attention", "full_attention"
+LAYER_KINDS = {WINDOWED: True, WHOLE: False, "attention": False}
 """Whether each kind of layer looks through the window."""
 
 

@@ -106,19 +106,41 @@ class Grouped(Rows):
         return tensors[0].unflatten(0, (self.groups(cfg), rows))[:, start:stop].flatten(0, 1)
 
 
+def each_expert(cfg: TransformerConfig) -> int:
+    """How many experts there are."""
+    return 0 if cfg.experts is None else cfg.experts.count
+
+
 @dataclass(frozen=True)
 class Stack(Whole):
-    """One of ours for each expert, stored as tensors of their own; `#` in the name counts them."""
+    """One of ours, of which each row is a tensor of its own; `#` in the name counts them."""
+
+    count: Callable[[TransformerConfig], int] = each_expert
 
     def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:
-        count = 0 if cfg.experts is None else cfg.experts.count
-        return tuple(f"{self.theirs}.{leaf}".replace("#", str(i)) for i in range(count))
+        name = f"{self.theirs}.{leaf}"
+        return tuple(name.replace("#", str(i)) for i in range(self.count(cfg)))
 
     def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:  # noqa: ARG002
         return shape[1:]
 
     def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:  # noqa: ARG002
         return stack(tuple(tensors))
+
+
+@dataclass(frozen=True)
+class Slabs(Rows):
+    """Part of a tensor [expert, out, in] that stacks several of ours along `out`; named in full."""
+
+    def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:  # noqa: ARG002
+        return (self.theirs,)
+
+    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:
+        return (shape[0], self.within(cfg)[2], *shape[2:])
+
+    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:
+        start, stop, _ = self.within(cfg)
+        return tensors[0][:, start:stop]
 
 
 Source = str | Whole

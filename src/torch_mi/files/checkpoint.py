@@ -6,11 +6,10 @@ copied: a page is read when someone looks at it.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from torch_mi.errors import FileError, ModelError, did_you_mean
 from torch_mi.files.legacy import read_bin
+from torch_mi.files.weights import Weights
 from torch_mi.memory import human_bytes
 from torch_mi.storage import read_json
 
@@ -54,9 +54,9 @@ DTYPES = {
 """What safetensors headers call each dtype."""
 
 OTHER_FORMATS = {
-    "adapter_model.safetensors": "an adapter (LoRA): merge it into its base model and save that",
-    "adapter_model.bin": "an adapter (LoRA): merge it into its base model and save that",
-    ".gguf": "GGUF: load it with transformers (gguf_file=...) and save_pretrained() it",
+    "adapter_model.safetensors": "an adapter (LoRA): load its base model with adapter=this folder",
+    "adapter_model.bin": "an adapter (LoRA): load its base model with adapter=this folder",
+    ".gguf": "GGUF: give the path of the file itself",
     ".npz": "NumPy arrays: save them as safetensors",
     ".pth": "a PyTorch pickle: save its state_dict as safetensors",
     ".pt": "a PyTorch pickle: save its state_dict as safetensors",
@@ -142,7 +142,7 @@ class _BinShard:
         return self._tensors[name]
 
 
-class Checkpoint:
+class Checkpoint(Weights):
     """The weights in a model folder: shapes from the headers, tensors when asked for.
 
     `with Checkpoint(folder) as weights: weights.tensor("lm_head.weight")`. Tensors stay good after
@@ -192,11 +192,6 @@ class Checkpoint:
         """Every tensor's dtype as stored, from the headers."""
         return MappingProxyType({n: self._shard(n).dtypes[n] for n in self._home})
 
-    def num_bytes(self) -> int:
-        """The bytes of all tensors as stored."""
-        dtypes = self.dtypes()
-        return sum(math.prod(shape) * dtypes[n].itemsize for n, shape in self.shapes().items())
-
     def tensor(self, name: str) -> Tensor:
         """One tensor, mapped and not copied."""
         return self._shard(name).tensor(name)
@@ -213,17 +208,6 @@ class Checkpoint:
         """Let the files go."""
         self._open.clear()
 
-    def __enter__(self) -> "Checkpoint":  # noqa: PYI034 - beartype cannot check Self here
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def find_weights(folder: str | Path) -> WeightFiles:
     """The weight files of a folder, all present: safetensors before `.bin`."""
@@ -239,6 +223,11 @@ def find_weights(folder: str | Path) -> WeightFiles:
         f"{folder} has no weights: looked for {SINGLE}, {INDEX}, {BIN_SINGLE} and {BIN_INDEX}; "
         f"{_contents(folder)}{_advice(folder)}"
     )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights in a format that `Checkpoint` reads."""
+    return any((folder / name).is_file() for name in (INDEX, SINGLE, BIN_INDEX, BIN_SINGLE))
 
 
 def read_config(folder: str | Path) -> dict[str, object]:

@@ -5,15 +5,23 @@ import difflib
 import fnmatch
 import logging
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from torch_mi.errors import DownloadError, FileError, did_you_mean
-from torch_mi.files.checkpoint import BIN_INDEX, BIN_SINGLE, INDEX, SINGLE, find_weights
+from torch_mi.files import adapters
+from torch_mi.files.checkpoint import (
+    BIN_INDEX,
+    BIN_SINGLE,
+    INDEX,
+    SINGLE,
+    find_weights,
+    has_weights,
+)
 
 if TYPE_CHECKING:
     import huggingface_hub.errors
@@ -30,6 +38,8 @@ SMALL_FILES = (
 )
 """Everything wanted of a repository besides its weights."""
 
+GGUF = ".gguf"
+
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +50,8 @@ class Source:
     folder: Path
     model_id: str
     revision: str | None = None
+    file: Path | None = None
+    """The one file that holds all of it, where it is not the folder (GGUF)."""
 
 
 def locate(
@@ -48,6 +60,7 @@ def locate(
     revision: str | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    kind: "Kind | None" = None,
 ) -> Source:
     """The model folder that `source` names: a folder as it is, a Hub id downloaded or cached."""
     if not str(source).strip():
@@ -57,20 +70,38 @@ def locate(
         if revision is not None:
             raise FileError(f"{folder} is a folder, which has no revision {revision!r}")
         return _local(folder)
+    if folder.is_file() and folder.suffix == GGUF:
+        return Source(folder.parent, folder.stem, None, folder)
     if folder.is_file():
         raise FileError(f"{folder} is a file; give the folder that holds it")
+    if isinstance(source, str) and _is_hub_file(source):
+        model_id, _, name = source.rpartition("/")
+        found = _from_hub(model_id, _one_file(name), revision, token, local_files_only)
+        return replace(found, file=found.folder / name)
     if isinstance(source, Path) or _looks_like_a_path(source):
         raise FileError(f"there is no folder {folder}{_near_folder(folder)}")
-    _check_id(source)
-    if local_files_only:
-        return _cached(source, revision)
-    return _fetched(source, revision, token)
+    return _from_hub(source, kind or MODEL, revision, token, local_files_only)
+
+
+def locate_adapter(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> Source:
+    """The folder of an adapter: as it is, or a Hub id downloaded or cached."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _local(folder)
+    if isinstance(source, Path) or _looks_like_a_path(source) or not source.strip():
+        raise FileError(f"there is no folder {folder} with an adapter{_near_folder(folder)}")
+    return _from_hub(source, ADAPTER, revision, token, local_files_only)
 
 
 def download(model_id: str, *, revision: str | None = None, token: str | None = None) -> Path:
     """The folder of a Hub model's files, fetched if they are not here yet."""
-    _check_id(model_id)
-    return _fetched(model_id, revision, token).folder
+    return _from_hub(model_id, MODEL, revision, token).folder
 
 
 def cached_models() -> list[Source]:
@@ -129,17 +160,39 @@ def _check_id(model_id: str) -> None:
         ) from cause
 
 
-def _fetched(model_id: str, revision: str | None, token: str | None) -> Source:
-    """A Hub model, brought here; what is complete in the cache serves while the Hub is away."""
+def _is_hub_file(source: str) -> bool:
+    """Whether this names one GGUF file of a repository, as `org/name/file.gguf`."""
+    return source.endswith(GGUF) and source.count("/") == 2 and source[0] not in "./~"  # noqa: PLR2004
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is fetched of a repository, and how it is found to be complete."""
+
+    wanted: Callable[[str, Sequence[str]], list[str]]
+    check: Callable[[Path], object]
+
+
+def _from_hub(
+    model_id: str,
+    kind: Kind,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,  # noqa: FBT001, FBT002 - private
+) -> Source:
+    """A Hub repository, brought here; what is complete in the cache serves without a network."""
     from huggingface_hub import HfApi  # noqa: PLC0415
 
+    _check_id(model_id)
+    if local_files_only:
+        return _cached(model_id, kind, revision)
     try:
         with _hub_errors(model_id, revision):
             info = HfApi().model_info(model_id, revision=revision, token=token)
             files = [file.rfilename for file in info.siblings or []]
-            folder = _snapshot(model_id, revision, _wanted(model_id, files), token)
+            folder = _snapshot(model_id, revision, kind.wanted(model_id, files), token)
     except _UnreachableError as cause:
-        return _cached(model_id, revision, cause)
+        return _cached(model_id, kind, revision, cause)
     return Source(folder, model_id, folder.name)
 
 
@@ -168,17 +221,17 @@ class _UnreachableError(DownloadError):
     """The Hub did not answer at all."""
 
 
-def _cached(model_id: str, revision: str | None, why: _UnreachableError | None = None) -> Source:
-    """A complete model from the cache, without any network."""
+def _cached(
+    model_id: str, kind: Kind, revision: str | None, why: _UnreachableError | None = None
+) -> Source:
+    """A complete repository from the cache, without any network."""
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
     name = model_id if revision is None else f"{model_id} at revision {revision}"
     reason = f"{why}, and " if why else ""
     try:
         folder = _snapshot(model_id, revision, ["config.json"], local=True)
-        if not (folder / "config.json").is_file():
-            raise DownloadError(f"{reason}{name} is not complete in the cache: no config.json")
-        find_weights(folder)
+        kind.check(folder)
     except LocalEntryNotFoundError as cause:
         raise DownloadError(
             f"{reason}{name} is not in the cache{_near_cached(model_id)}; {_remedy(why)}"
@@ -205,6 +258,9 @@ def _remedy(why: _UnreachableError | None) -> str:
 
 def _wanted(model_id: str, files: Sequence[str]) -> list[str]:
     """The files of a repository that a model is built from, weights in one format only."""
+    whole = [name for name in _top(files) if name.endswith(GGUF)]
+    if whole and not {INDEX, SINGLE, BIN_INDEX, BIN_SINGLE} & set(files):
+        return _one_gguf(model_id, whole)
     if "config.json" not in files:
         raise DownloadError(f"{model_id} has no config.json, so it is not a model this can load")
     small = [name for name in SMALL_FILES if name in files]
@@ -223,6 +279,57 @@ def _wanted(model_id: str, files: Sequence[str]) -> list[str]:
         f"{model_id} has no weights this can read ({SINGLE} or {BIN_SINGLE}); "
         f"it has {', '.join(sorted(files)[:12])}"
     )
+
+
+def _one_gguf(model_id: str, files: list[str]) -> list[str]:
+    """The only GGUF file, or all the parts of the only split one."""
+    stems = {name.partition("-00")[0] if "-of-" in name else name for name in files}
+    if len(stems) > 1:
+        raise DownloadError(
+            f"{model_id} has {len(files)} GGUF files; choose one, as '{model_id}/{files[0]}': "
+            f"{', '.join(sorted(files))}"
+        )
+    return files
+
+
+def _adapter_files(model_id: str, files: Sequence[str]) -> list[str]:
+    """The files of an adapter's repository."""
+    if adapters.SETTINGS not in files:
+        raise DownloadError(f"{model_id} has no {adapters.SETTINGS}, so it is no adapter")
+    weights = [name for name in (adapters.SINGLE, adapters.BIN) if name in files][:1]
+    return [adapters.SETTINGS, *weights]
+
+
+def _one_file(name: str) -> "Kind":
+    """One file of a repository, and the other parts of it if it was split."""
+    stem = name.partition("-00001-of-")[0] if "-00001-of-" in name else name
+
+    def wanted(model_id: str, files: Sequence[str]) -> list[str]:
+        found = [each for each in files if each == name or each.startswith(f"{stem}-0")]
+        if name not in found:
+            near = did_you_mean(name, [each for each in files if each.endswith(GGUF)])
+            raise DownloadError(f"{model_id} has no file {name}{near}")
+        return found
+
+    return Kind(wanted, lambda folder: _existing(folder / name))
+
+
+def _existing(path: Path) -> None:
+    if not path.is_file():
+        raise FileError(f"no {path.name}")
+
+
+def _check_model(folder: Path) -> None:
+    """Whether a cached folder holds a whole model."""
+    if any(folder.glob(f"*{GGUF}")) and not has_weights(folder):
+        return
+    _existing(folder / "config.json")
+    find_weights(folder)
+
+
+MODEL = Kind(_wanted, _check_model)
+CONFIG = Kind(lambda *_: ["config.json"], lambda folder: _existing(folder / "config.json"))
+ADAPTER = Kind(_adapter_files, lambda folder: _existing(folder / adapters.SETTINGS))
 
 
 def _top(names: Sequence[str]) -> list[str]:

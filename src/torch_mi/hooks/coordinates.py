@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Which part of an activation is meant: rows, positions, heads, neurons, edges of attention.
+"""Which part of an activation is meant: rows, positions, heads, neurons, experts, edges of attention.
 
 Positions are counted unpadded, per row, negative from the end; they may also be named by the text
 that stands there. `Frame` is what coordinates are measured against: the shape of one run.
@@ -95,6 +95,7 @@ class At:
     query: Place | None = None
     key: Place | None = None
     neuron: Index | None = None
+    expert: Index | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.named().items():
@@ -150,6 +151,7 @@ AXIS = {
     "query": ("query",),
     "key": ("key",),
     "neuron": ("d_mlp",),
+    "expert": ("expert",),
 }
 """The axes that each coordinate of `At` may limit."""
 NAME = {axis: name for name, axes in AXIS.items() for axis in axes}

@@ -4,12 +4,28 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from torch_mi.errors import HookError, InterventionError
 from torch_mi.hooks.interventions import Intervention
 from torch_mi.hooks.point import Hook, HookPoint, locate
 from torch_mi.hooks.states import StateKnockoutSpec, StateSteeringSpec
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Estimates(Protocol[T_co]):
+    """What tells the bytes of a run."""
+
+    def estimate(self, start: Any, spec: "HookSpec | None" = None, /) -> T_co: ...
+
+
+class Rehearsable(Protocol[T_co]):
+    """A model that can be run without data."""
+
+    @property
+    def rehearsal(self) -> Estimates[T_co]: ...
+
 
 When = Literal["after", "before"]
 Place = Hook | HookPoint
@@ -104,6 +120,13 @@ class HookSpec:
 
     def has_intervention_at(self, where: str) -> bool:
         return any(True for _ in self.interventions_at(where))
+
+    def estimate(self, model: Rehearsable[T_co], prompt: Any) -> T_co:
+        """What a run of `model` with this spec would take, in bytes; nothing runs.
+
+        `model.rehearsal.estimate` is the same with the other arguments of `forward`.
+        """
+        return model.rehearsal.estimate(prompt, self)
 
     def save(self, path: str | Path) -> Path:
         """Write to `path` as JSON, with tensors beside it as safetensors."""

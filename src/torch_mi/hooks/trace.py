@@ -155,6 +155,16 @@ class Offer:
         """Whether one layer has this point."""
         return self.within is None or point in self.within[layer]
 
+    def shapes(self, sizes: Mapping[str, int]) -> dict[Hook, tuple[int | str, ...]]:
+        """Every hook with its shape; axes that are no `sizes` of the model stay names."""
+        known = {"one": 1, **sizes}
+        return {
+            hook: tuple(known.get(axis, axis) for axis in hook.point.axes)
+            for point in HookPoint
+            if point in self.points
+            for hook in self.resolve(point if point.per_layer else Hook(point))
+        }
+
     def resolve(self, place: Place) -> list[Hook]:
         """The hooks that `place` means in this model."""
         point = place if isinstance(place, HookPoint) else place.point

@@ -19,7 +19,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.norm import Norm
 from torch_mi.nn.shared import Shared
-from torch_mi.types import Carry, Heads, Keys, Resid
+from torch_mi.types import Carry, Heads, Keys, Mixed, Resid, Values
 
 Shares = Float[Tensor, "batch pos head d_model"]
 Reads = Float[Tensor, "batch pos _ d_model"]
@@ -34,6 +34,11 @@ class Attention(nn.Module):
         self.scale, self.softcap = cfg.attn_scales[layer], cfg.attn_logit_softcapping
         self.window, self.rope, self.clip = cfg.windows[layer], cfg.ropes[layer], cfg.clip_qkv
         self.scales_bias = cfg.alibi is not None and cfg.alibi.scaled
+        self.norms_whole = cfg.qk_norm is not None and cfg.qk_norm.over is Over.Whole
+        self.build(cfg)
+
+    def build(self, cfg: TransformerConfig) -> None:
+        """What makes queries, keys and values, and what mixes the heads."""
         width, d_q, d_kv = cfg.hidden_size, self.heads * cfg.head_dim, self.kv_heads * cfg.head_dim
         self.q = nn.Linear(width, d_q, bias=cfg.qkv_bias)
         self.k = nn.Linear(width, d_kv, bias=cfg.qkv_bias)
@@ -41,7 +46,6 @@ class Attention(nn.Module):
         self.o = nn.Linear(d_q, width, bias=cfg.o_proj_bias)
         self.norm_q = head_norm(cfg, self.heads)
         self.norm_k = head_norm(cfg, self.kv_heads)
-        self.norms_whole = cfg.qk_norm is not None and cfg.qk_norm.over is Over.Whole
 
     @property
     def o_bias(self) -> Tensor | None:
@@ -71,7 +75,7 @@ class Attention(nn.Module):
     def clipped(self, x: Heads) -> Heads:
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
-    def mix(self, q: Heads, k: Keys, v: Keys, shared: Shared, tap: Tap) -> Heads:
+    def mix(self, q: Heads, k: Keys, v: Values, shared: Shared, tap: Tap) -> Mixed:
         """What each head takes up: explicit where someone looks, fused where nobody does."""
         looked_at = tap.watches(HookPoint.AttnScores, HookPoint.AttnPattern)
         if looked_at or shared.explicit or self.softcap is not None:
@@ -88,7 +92,7 @@ class Attention(nn.Module):
             else (shared.bias)
         )
 
-    def explicit(self, q: Heads, k: Keys, v: Keys, shared: Shared, tap: Tap) -> Heads:
+    def explicit(self, q: Heads, k: Keys, v: Values, shared: Shared, tap: Tap) -> Mixed:
         """Attention step by step. A query that may see nothing takes up nothing."""
         sight, bias = shared.sight, self.bias(shared)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -110,7 +114,7 @@ class Attention(nn.Module):
             pattern = pattern.masked_fill(~visible, 0)
         return (pattern @ v).transpose(1, 2)
 
-    def fused(self, q: Heads, k: Keys, v: Keys, shared: Shared) -> Heads:
+    def fused(self, q: Heads, k: Keys, v: Values, shared: Shared) -> Mixed:
         """The same by torch's fused kernel, which never forms the pattern."""
         sight, bias = shared.sight, self.bias(shared)
         plain = sight.plain(self.window)
@@ -130,7 +134,7 @@ class Attention(nn.Module):
         )
         return z.transpose(1, 2)
 
-    def output(self, z: Heads, tap: Tap) -> Resid:
+    def output(self, z: Mixed, tap: Tap) -> Resid:
         """The heads' outputs, mixed.
 
         Each head's share is formed here only where an edit or a gradient goes through it; where it
@@ -144,7 +148,7 @@ class Attention(nn.Module):
         tap.later(HookPoint.AttnResult, partial(self.shares, z))
         return self.o(z.flatten(2))
 
-    def shares(self, z: Heads) -> Shares:
+    def shares(self, z: Mixed) -> Shares:
         """What each head adds to the attention output; with the bias they sum to it."""
         weight = self.o.weight.unflatten(1, (self.heads, -1))
         return torch.einsum("bphd,ehd->bphe", z, weight)
@@ -170,7 +174,7 @@ def project(
     That is the same for all heads, unless an edit or a gradient goes through it.
     """
     if not tap.watches(reads):
-        return linear(x).unflatten(-1, (heads, -1))
+        return linear(x).view(*x.shape[:2], heads, -1)
     each = x[:, :, None].expand(-1, -1, heads, -1)
     if not (tap.edits(reads) or x.requires_grad):
         tap.later(reads, partial(torch.clone, each))

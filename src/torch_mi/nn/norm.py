@@ -2,12 +2,15 @@
 """RMS norm and layer norm, with their denominator and normalised value on show."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from torch_mi.config.parts import NormType
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
-from torch_mi.types import Resid
+
+Vectors = Float[Tensor, "batch pos *head width"]
+"""Vectors of the residual stream, or of each head."""
 
 
 def length(x: Tensor) -> Tensor:
@@ -28,17 +31,17 @@ class Norm(nn.Module):
     ) -> None:
         """A norm over the last axis of `shape`, gain one, tapped at the two points if given."""
         super().__init__()
-        self.kind, self.eps = kind, eps
+        self.kind, self.eps, self.centred = kind, eps, kind.centred
         self.scale, self.normalized = scale, normalized
         self.weight = nn.Parameter(torch.ones(shape)) if kind.has_gain else None
         self.bias = nn.Parameter(torch.zeros(shape)) if kind.has_bias else None
 
-    def forward(self, x: Resid, tap: Tap) -> Resid:
+    def forward(self, x: Vectors, tap: Tap) -> Vectors:
         """The norm of `x`, computed in float32."""
         if self.kind is NormType.Absent:
             return x
         h = x.float()
-        if self.kind.centred:
+        if self.centred:
             h = h - h.mean(-1, keepdim=True)
         mean_square = length(h).square() / h.shape[-1]
         denominator = (mean_square + self.eps).sqrt()
@@ -47,7 +50,7 @@ class Norm(nn.Module):
         denominator = tap(self.scale, denominator)
         return self.gain(tap(self.normalized, h / denominator), x)
 
-    def gain(self, h: Resid, like: Resid) -> Resid:
+    def gain(self, h: Vectors, like: Vectors) -> Vectors:
         """Gain and bias; families differ in where low precision rounds."""
         if self.weight is None:
             return h.to(like)

@@ -13,7 +13,7 @@ from torch_mi.errors import ModelError
 from torch_mi.manifest import Manifest
 from torch_mi.results import Result, data_frame, floats
 
-FORM = "torch-mi grid 1"
+FORM = "torch-mi grid 2"
 Coordinate = int | float | str
 
 
@@ -36,14 +36,32 @@ class Grid(Result):
     options: Mapping[str, object]
     """What was asked for: prompts and choices."""
     manifest: Manifest
+    errors: Tensor | None = None
+    """The standard error of each score, where it is a mean over prompts."""
+    prompts: int = 1
+    noising: bool = False
+    """Whether the reference is the corrupted run, which `normalized` puts at 0."""
 
     def normalized(self) -> "Grid":
-        """The same with 0 where nothing changed and 1 where the reference's score was reached."""
+        """The same with 0 where nothing changed and 1 where the reference's score was reached.
+
+        Where corrupted activations are put into the clean run it is the other way round: 0 is
+        always the corrupted run's score and 1 the clean one's.
+        """
         if self.reference is None or self.reference == self.baseline:
             raise ModelError("there is no reference score that differs from the baseline")
-        values = (self.values - self.baseline) / (self.reference - self.baseline)
-        metric = f"{self.metric}, 0 as unchanged and 1 as the reference"
-        return replace(self, metric=metric, values=values, baseline=0.0, reference=1.0)
+        zero, one = self.baseline, self.reference
+        words = "0 as unchanged and 1 as the reference"
+        if self.noising:
+            zero, one, words = one, zero, "1 as unchanged and 0 as the reference"
+        return replace(
+            self,
+            metric=f"{self.metric}, {words}",
+            values=(self.values - zero) / (one - zero),
+            baseline=1.0 if self.noising else 0.0,
+            reference=0.0 if self.noising else 1.0,
+            errors=None if self.errors is None else self.errors / abs(one - zero),
+        )
 
     def best(self, k: int = 5) -> list[tuple[dict[str, Coordinate], float]]:
         """The `k` places whose score is furthest from the baseline, furthest first."""
@@ -72,19 +90,27 @@ class Grid(Result):
             "reference": self.reference,
             "options": dict(self.options),
             "manifest": self.manifest.to_dict(),
+            "errors": None if self.errors is None else floats(self.errors.flatten()),
+            "prompts": self.prompts,
+            "noising": self.noising,
         }
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:
         axes = {name: tuple(places) for name, places in data["axes"].items()}
+        sizes = [len(places) for places in axes.values()]
+        errors = data["errors"]
         return cls(
             data["title"],
             data["metric"],
             axes,
             {name: tuple(labels) for name, labels in data["labels"].items()},
-            torch.tensor(data["values"]).reshape([len(places) for places in axes.values()]),
+            torch.tensor(data["values"]).reshape(sizes),
             data["baseline"],
             data["reference"],
             data["options"],
             Manifest.from_dict(data["manifest"]),
+            None if errors is None else torch.tensor(errors).reshape(sizes),
+            data["prompts"],
+            data["noising"],
         )

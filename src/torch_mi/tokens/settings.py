@@ -58,6 +58,17 @@ def read_settings(folder: Path) -> Settings:
     )
 
 
+def settings_to_json(settings: Settings) -> dict[str, object]:
+    """What `read_settings` reads from `tokenizer_config.json`.
+
+    Added tokens and a BOS put first are part of the tokenizer by now.
+    """
+    said: dict[str, object] = {**settings.named, "add_bos_token": settings.add_bos}
+    if settings.chat_template is not None:
+        said["chat_template"] = settings.chat_template
+    return said
+
+
 def _optional(path: Path) -> dict[str, object]:
     """The object in a JSON file, or nothing where there is no such file."""
     try:

@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_mi.errors import TokenizerError
+from torch_mi.storage import write_json, write_text
 from torch_mi.tokens.pieces import LOST, align, readable_bytes, token_bytes
 from torch_mi.tokens.positions import EncodingWithOffsets
-from torch_mi.tokens.settings import NAMED, Settings, default_template, read_settings
+from torch_mi.tokens.settings import (
+    NAMED,
+    Settings,
+    default_template,
+    read_settings,
+    settings_to_json,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -118,6 +125,11 @@ class MITokenizer:
             chat_template=default_template(tokenizer.chat_template),
         )
         return cls(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write this where `from_folder` finds it, the ids of `config.json` aside."""
+        write_text(Path(folder) / "tokenizer.json", self._backend.to_str(pretty=True))
+        write_json(Path(folder) / "tokenizer_config.json", settings_to_json(self._settings))
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` as the model expects it: with BOS and its like, where it has them."""

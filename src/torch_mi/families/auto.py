@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""A family for a `model_type` nobody wrote one for, from its config and its tensors' names.
+
+Every known family is tried as a base: its rules read the config, its names are looked for under
+whatever prefix the checkpoint has. Where the tensors say otherwise than the rules, the tensors are
+believed; a key that the base does not know is read as the families do that know it. What then has
+no explanation is an issue, and so is arithmetic that shows in neither. The base with the fewest
+issues wins; if it has any, the model is refused.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, cast
+
+from torch_mi.config.transformer import TransformerConfig
+from torch_mi.errors import ConfigError, ModelError
+from torch_mi.families import FAMILIES
+from torch_mi.families.evidence import shown
+from torch_mi.families.family import Family
+from torch_mi.families.hidden import Feature, hidden
+from torch_mi.families.hints import hinted
+from torch_mi.families.names import match
+from torch_mi.families.readings import (
+    STRUCTURAL,
+    Reading,
+    Readings,
+    harmless,
+    plain_part,
+    readings_of,
+)
+from torch_mi.families.rules import brief, constant
+from torch_mi.families.sources import Shape, Source, source_of
+from torch_mi.families.styles import (
+    Kind,
+    Names,
+    is_buffer,
+    kinds_of,
+    read_names,
+    shared_pool,
+)
+
+Shapes = Callable[[TransformerConfig], Mapping[str, Shape]]
+"""The shape of every parameter of a model of some config."""
+
+BASES = tuple(family for family in FAMILIES.values() if type(family) is Family)
+
+UNSEEN = (
+    "neither names nor keys show it, so it is assumed: norms multiply by their gain, embeddings are "
+    "not scaled, rotary dimensions are paired across halves of a head"
+)
+"""What is said of every inferred model."""
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What an unknown model was found to be, or why it was not."""
+
+    family: Family
+    config: TransformerConfig | None
+    base: str
+    """The known family it is read like."""
+    issues: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+
+@dataclass
+class Attempt:
+    """One base's reading of a config and of a checkpoint's names."""
+
+    raw: Mapping[str, object]
+    readings: Readings
+    names: Names
+    changes: list[str] = field(default_factory=list[str])
+    issues: list[str] = field(default_factory=list[str])
+    config: TransformerConfig | None = None
+
+    @property
+    def base(self) -> Family:
+        return self.readings.family
+
+    @property
+    def unclear(self) -> list[Feature]:
+        """What is computed and does not show."""
+        return list(hidden(self.readings.values, self.readings.keys))
+
+
+def infer(raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Shapes) -> Inferred:
+    """What a model of an unknown `model_type` is, by its config and its tensors' shapes."""
+    kinds = kinds_of(shapes)
+    others = [readings_of(base, raw) for base in BASES]
+    attempts = [
+        attempted(raw, readings, table, kinds, others)
+        for readings in others
+        for table in readings.family.tables()
+    ]
+    told = set(hinted(raw, BASES))
+    attempts.sort(key=lambda a: cost(a, told))
+    for each in attempts[:SERIOUS]:
+        settle(each, shapes, measure)
+        if not each.issues and not each.unclear:
+            break
+    best = min(attempts, key=lambda a: (a.config is None, cost(a, told)))
+    doubts = doubts_of(best, attempts, others, told)
+    issues = tuple(dict.fromkeys([*best.issues, *doubts]))
+    return Inferred(
+        family_of(best, str(raw.get("model_type"))),
+        None if issues else best.config,
+        best.base.model_type,
+        issues,
+        tuple(assumptions(best)),
+    )
+
+
+SERIOUS = 12
+"""How many of the likeliest bases are measured against every tensor."""
+
+
+def cost(attempt: Attempt, told: set[str]) -> tuple[int, int, int, bool, int, int]:
+    """How badly a base fits: the first difference decides."""
+    missing = len([ours for ours in attempt.names.sources if not attempt.names.has(ours)])
+    unhinted = attempt.base.model_type not in told
+    return (
+        len(attempt.issues),
+        len(attempt.unclear),
+        len(attempt.changes),
+        unhinted,
+        attempt.readings.absent,
+        missing,
+    )
+
+
+@cache
+def pool() -> Mapping[str, Source]:
+    """Modules that are called the same by every family that has them."""
+    return shared_pool(BASES)
+
+
+@cache
+def spellings() -> Mapping[str, str]:
+    """What families call keys otherwise, where all that do so agree."""
+    meant = dict[str, set[str]]()
+    for family in BASES:
+        for theirs, ours in family.aliases.items():
+            meant.setdefault(theirs, set()).add(ours)
+    return {theirs: ours.pop() for theirs, ours in meant.items() if len(ours) == 1}
+
+
+def attempted(
+    raw: Mapping[str, object],
+    readings: Readings,
+    table: Mapping[str, Source],
+    kinds: Mapping[str, Kind],
+    others: list[Readings],
+) -> Attempt:
+    """One base's reading, put right by the tensors and by other families' rules."""
+    base = readings.family
+    foreign = {k: v for k, v in spellings().items() if k in readings.unread and v not in raw}
+    if foreign:
+        base = replace(base, aliases={**foreign, **base.aliases})
+        readings = readings_of(base, raw)
+    stored = {p: kind for p, kind in kinds.items() if not is_buffer(p, list(base.buffers))}
+    attempt = Attempt(raw, readings, read_names(table, pool(), stored))
+    explain_keys(attempt, others)
+    believe_tensors(attempt)
+    attempt.issues += readings.wrong
+    attempt.issues += dict.fromkeys(r.error for r in attempt.readings.fields.values() if r.error)
+    attempt.issues += [
+        f"config.json has {key} = {brief(value)}, which has no meaning here"
+        for key, value in attempt.readings.unread.items()
+    ]
+    attempt.issues += [f"{kind} has no meaning here" for kind in attempt.names.unexplained()]
+    return attempt
+
+
+def explain_keys(attempt: Attempt, others: list[Readings]) -> None:
+    """Find a meaning for keys that the base does not know: as families have it that do."""
+    for key, value in attempt.readings.unread.items():
+        if key in STRUCTURAL:
+            continue
+        lent = lent_by(others, key)
+        composed = [r for r in lent if r.field in ("embedding", "head")]
+        free = all(plain_part(attempt.readings.values.get(r.field)) for r in composed)
+        if lent and free:
+            attempt.readings = attempt.readings.but({r.field: r for r in lent}, [key])
+            attempt.changes += [f"{key} = {brief(value)} is read for {r.field}" for r in lent]
+        elif not any(key in each.known for each in others) and (
+            whose := harmless(BASES, key, value)
+        ):
+            attempt.readings = attempt.readings.but({}, [key])
+            attempt.changes.append(f"{key} = {brief(value)} changes nothing, as in {whose}")
+
+
+def lent_by(others: list[Readings], key: str) -> list[Reading]:
+    """The fields that other families read from a key, if they agree on them."""
+    found = dict[str, Reading]()
+    for readings in others:
+        unclear = {f.field for f in hidden(readings.values, readings.keys)}
+        for name, reading in readings.fields.items():
+            if key not in reading.keys or reading.error or name in unclear:
+                continue
+            if name in found and found[name].value != reading.value:
+                return []
+            found.setdefault(name, reading)
+    return list(found.values())
+
+
+def believe_tensors(attempt: Attempt) -> None:
+    """Put right what the tensors show to be otherwise, unless a key says it in so many words."""
+    readings = attempt.readings
+    for each in shown(attempt.names, readings.values, attempt.raw):
+        reading = readings.fields.get(each.field)
+        if reading is not None and not reading.error and reading.value == each.value:
+            continue
+        default = TransformerConfig.__dict__.get(each.field)
+        if reading is None and default == each.value:
+            continue
+        said = reading is not None and reading.keys and not reading.error
+        biased = attempt.readings.values.get("qkv_bias") is True
+        if said and each.field in OUTRIGHT and not (each.field == "o_proj_bias" and biased):
+            continue
+        new = Reading(each.field, each.value, reading.keys if reading else frozenset())
+        attempt.readings = attempt.readings.but({each.field: new})
+        if reading is not None or each.value is not None:
+            attempt.changes.append(f"{each.field} is {wording(each.value)}: {each.because}")
+
+
+OUTRIGHT = ("qkv_bias", "o_proj_bias", "mlp_bias", "gated_mlp", "layout", "tie_word_embeddings")
+"""Fields that a key can settle: tensors that say otherwise are then missing or without meaning."""
+
+
+def wording(value: object) -> str:
+    """A field's value in words."""
+    return {True: "on", False: "off", None: "absent"}.get(cast("bool", value), str(value)) if (
+        value is None or isinstance(value, bool)
+    ) else str(value)
+
+
+def settle(attempt: Attempt, shapes: Mapping[str, Shape], measure: Shapes) -> None:
+    """Build the config and find a place for every tensor, shapes included."""
+    if any(reading.error for reading in attempt.readings.fields.values()):
+        return
+    try:
+        cfg = TransformerConfig(**cast("dict[str, Any]", attempt.readings.values))
+        wanted = measure(cfg)
+        found = match(cfg, wanted, attempt.names.sources, (), list(shapes))
+    except (ConfigError, ModelError) as error:
+        attempt.issues.append(str(error))
+        return
+    attempt.config = cfg
+    attempt.issues += lacking(found.missing, attempt)
+    unlike = dict[str, str]()
+    for p in found.placements:
+        for name in p.theirs:
+            if name in shapes and tuple(shapes[name]) != tuple(p.stored):
+                kind = f"{name} has the shape {list(shapes[name])}; the config makes it"
+                unlike.setdefault(p.ours.rpartition(".")[0][-12:], f"{kind} {list(p.stored)}")
+    attempt.issues += unlike.values()
+
+
+def lacking(missing: tuple[str, ...], attempt: Attempt) -> Iterator[str]:
+    """Tensors that the config asks for, by kind."""
+    for kind in kinds_of(dict.fromkeys(missing, ())).values():
+        many = f" ({len(kind.names)} of them)" if len(kind.names) > 1 else ""
+        yield f"expected {kind.pattern}{many}, as in {attempt.base.model_type}; it is not there"
+
+
+def doubts_of(
+    best: Attempt, attempts: list[Attempt], others: list[Readings], told: set[str]
+) -> Iterator[str]:
+    """Arithmetic that shows in nothing, and that a kinship suggests."""
+    whole = {a.base.model_type for a in attempts if not a.issues}
+    has = {feature.words for feature in best.unclear}
+    if has:
+        yield doubt(best.base.model_type, best.unclear, "its names are those of", whole)
+    said = dict[str, str]()
+    for readings in sorted(others, key=lambda r: (len(r.unread), r.absent)):
+        name = readings.family.model_type
+        because = hint_of(readings, others, best.raw, told)
+        more = [f for f in hidden(readings.values, readings.keys) if f.words not in has]
+        if because and more and name != best.base.model_type:
+            said.setdefault(because, doubt(name, more, because, whole))
+    yield from said.values()
+
+
+def doubt(name: str, features: list[Feature], because: str, whole: set[str]) -> str:
+    """What a known family would compute, and how to say that this model does so too."""
+    words = ", ".join(feature.words for feature in features)
+    fits = "; read so, every key and tensor has a meaning" if name in whole else ""
+    return (
+        f"{because} {name}, where {words}, and neither keys nor tensors show whether it is so "
+        f"here; if this model computes what {name} does, set model_type to {name!r} in its "
+        f"config.json{fits}"
+    )
+
+
+def hint_of(
+    readings: Readings, others: list[Readings], raw: Mapping[str, object], told: set[str]
+) -> str:
+    """What makes one think of a family: its name, or a key that only its kin knows."""
+    if readings.family.model_type in told:
+        return f"the name {raw.get('model_type')!r} hints at"
+    rest = [each.known for each in others if not kin(each.family, readings.family)]
+    special = sorted(readings.own - frozenset().union(*rest))
+    return f"the key {special[0]} hints at" if special else ""
+
+
+def kin(one: Family, other: Family) -> bool:
+    """Whether two families are versions of one."""
+    stems = [re.split(r"[\d_]", family.model_type)[0] for family in (one, other)]
+    return stems[0] == stems[1]
+
+
+def assumptions(attempt: Attempt) -> Iterator[str]:
+    """What was taken for granted, to be read by whoever uses the model."""
+    base = attempt.base.model_type
+    yield f"it is read like {base}"
+    yield from attempt.changes
+    for ours, theirs in attempt.names.borrowed.items():
+        yield f"{theirs} is {ours}"
+    parts = [s for s in map(source_of, attempt.names.sources.values()) if type(s).__name__ in FUSED]
+    for theirs in dict.fromkeys(source.theirs for source in parts):
+        if any(p.startswith(f"{theirs}.") for p in attempt.names.kinds):
+            yield f"the parts of {theirs} lie in it as they do in {base}"
+    for name, label in TOLD.items():
+        reading = attempt.readings.fields.get(name)
+        if reading is not None and not reading.keys and not reading.error:
+            yield f"{label} is that of {base}, {brief(reading.value)}: the config does not say"
+    yield UNSEEN
+
+
+FUSED = ("Rows", "Columns", "Grouped")
+TOLD = {"norm_eps": "the epsilon of norms", "activation": "the nonlinearity"}
+"""Fields whose absence from a config is worth a line."""
+
+
+def family_of(attempt: Attempt, name: str) -> Family:
+    """A family of one: what was found, as data."""
+    values = attempt.readings.values
+    return Family(
+        name,
+        rules={field: constant(value) for field, value in values.items()},
+        sources=attempt.names.sources,
+        inert=frozenset(attempt.raw),
+        fixed={},
+        buffers=[],
+    )
