@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch_mi.cache import HookCache as HookCache
     from torch_mi.cache import Prefix as Prefix
     from torch_mi.cache import Residual as Residual
+    from torch_mi.compatibility import CompatibilityReport as CompatibilityReport
+    from torch_mi.compatibility import check as check
     from torch_mi.config.transformer import TransformerConfig as TransformerConfig
     from torch_mi.errors import ConfigError as ConfigError
     from torch_mi.errors import DownloadError as DownloadError
@@ -81,6 +83,7 @@ _HOME = {
     "tokens.tokenizer": ["MITokenizer"],
     "verification": ["Verification", "verify"],
     "cache": ["HookCache", "Prefix", "Residual"],
+    "compatibility": ["CompatibilityReport", "check"],
     "config.transformer": ["TransformerConfig"],
     "errors": [
         "ConfigError",

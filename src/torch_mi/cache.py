@@ -36,6 +36,16 @@ class Prefix:
     real: Tensor | None = None
     """Where the tokens [batch seen] are not padding; `None` if all are real."""
 
+    @staticmethod
+    def before(after: "Prefix | None", *, causal: bool) -> "Prefix":
+        """The prefix that a run follows, if runs of its model can follow one."""
+        if after is not None and not causal:
+            raise ModelError(
+                "this model looks ahead, so that what comes later changes what came before: "
+                "its runs follow no prefix and leave none; run the whole text"
+            )
+        return Prefix() if after is None else after
+
     @property
     def seen(self) -> int:
         """How many tokens long this is, padding included."""

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from torch_mi.backends.transformer import parameter_shapes
-from torch_mi.cache import HookCache
+from torch_mi.cache import HookCache, Prefix
 from torch_mi.families import read_config
 from torch_mi.files.hub import CONFIG
 from torch_mi.files.opening import open_files
 from torch_mi.hooks.point import Hook
+from torch_mi.hooks.spec import HookSpec
 from torch_mi.memory import available_bytes, human_bytes
 from torch_mi.results import Result
 
 if TYPE_CHECKING:
     from torch_mi.model import MIModel
+    from torch_mi.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -264,3 +266,24 @@ def held(tensors: Iterable[Tensor], known: set[int]) -> Iterator[int]:
         key = storage._cdata  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - which one it is
         yield 0 if key in known else storage.nbytes()
         known.add(key)
+
+
+def shortage(model: "MIModel", prompt: "Prompt", spec: HookSpec, *, keep: bool = False) -> str:
+    """What to say before a run that would not fit; nothing if it would.
+
+    Only what a generous guess does not let pass is looked at closely, which takes a moment.
+    """
+    free = available_bytes(model.device)
+    rows, pos = model.read_prompt(prompt).shape
+    if free is None or rows * pos * guess(model, pos) * model.dtype.itemsize <= free:
+        return ""
+    after = Prefix() if keep else None
+    return model.rehearsal.estimate(prompt, spec, after=after).warning
+
+
+def guess(model: "MIModel", pos: int) -> int:
+    """More numbers than any one of `pos` tokens takes, were everything captured at once."""
+    sizes = model.backend.sizes
+    width, heads = sizes["d_model"], sizes.get("head", 0)
+    wide = 64 * width + 16 * sizes.get("d_mlp", 0) + 2 * width * (heads + sizes.get("expert", 0))
+    return model.num_layers * (wide + 8 * heads * pos) + 8 * sizes["vocab"]

@@ -15,7 +15,7 @@ from torch_mi.hooks.spec import HookSpec
 from torch_mi.hooks.trace import depends_on_length
 from torch_mi.manifest import describe_spec
 from torch_mi.prompts import Batch, Prompt, spelt
-from torch_mi.results import text_of
+from torch_mi.results import predicts_tokens, text_of
 from torch_mi.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -104,6 +104,11 @@ class Generation:
         if spec is not None and spec.num_captures():
             raise HookError(
                 "generate() returns no captures; run forward() with this spec on the tokens it gave"
+            )
+        if not predicts_tokens(model):
+            raise ModelError(
+                f"this model's {model.backend.sizes['vocab']} logits do not stand for its "
+                f"{model.vocab_size} tokens: it cannot continue a text"
             )
         self._model, self._use_cache = model, use_cache
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed

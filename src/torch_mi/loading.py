@@ -13,11 +13,13 @@ from torch import Tensor
 from torch_mi.backends.transformer import Transformer, parameter_shapes
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ConfigError, ModelError, TokenizerError
-from torch_mi.families import eos_token_ids, read_config
+from torch_mi.families import eos_token_ids
 from torch_mi.families.names import Plan
+from torch_mi.families.report import understand
 from torch_mi.files import checkpoint, hub
 from torch_mi.files.adapters import read_adapter
-from torch_mi.files.opening import Files, open_files
+from torch_mi.files.gguf import GgufFile
+from torch_mi.files.opening import Files, gguf_in, open_files
 from torch_mi.files.weights import Weights
 from torch_mi.manifest import Origin
 from torch_mi.memory import check_fits
@@ -57,10 +59,10 @@ def load(
     files = open_files(found)
     if request.adapter is not None:
         files = files.adapted(read_adapter(_adapter_folder(request.adapter, request)))
-    family, cfg = read_config(files.config)
+    family, cfg, assumed = understand(files.config, partial(_headers, files), believable_shapes)
     with files.open() as weights:
         held = own_dtype(files.config, weights) if isinstance(dtype, str) else dtype
-        plan = family.place(cfg, parameter_shapes(cfg), list(weights.shapes()))
+        plan = family.place(cfg, believable_shapes(cfg, weights.shapes()), list(weights.shapes()))
         check_shapes(plan, weights.shapes())
         needed = sum(torch.Size(p.shape).numel() for p in plan.placements) * held.itemsize
         check_fits(needed, device, f"loading {found.model_id}", dtype=held)
@@ -77,8 +79,36 @@ def load(
         tuple(dict.fromkeys(stops)),
         None if files.altered else found.folder,
         problem,
+        assumed,
     )
     return MIModel(backend, tokenizer, origin)
+
+
+def _headers(files: Files) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every tensor."""
+    with files.open() as weights:
+        return dict(weights.shapes())
+
+
+def believable_shapes(
+    cfg: TransformerConfig, stored: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, tuple[int, ...]]:
+    """The parameters of a model of this config, if its sizes are not beyond all reason."""
+    largest = max((torch.Size(shape).numel() for shape in stored.values()), default=0)
+    sizes = {
+        "layers": (cfg.num_layers, len(stored)),
+        "hidden_size": (cfg.hidden_size, largest),
+        "head_dim": (cfg.head_dim, largest),
+        "intermediate_size": (cfg.intermediate_size, largest),
+        "vocab_size": (cfg.vocab_size, largest),
+    }
+    for name, (size, most) in sizes.items():
+        if size > most:
+            raise ModelError(
+                f"config.json makes {name} = {size}, for which the checkpoint's {len(stored)} "
+                f"tensors, of up to {largest} numbers, are too few or too small"
+            )
+    return parameter_shapes(cfg)
 
 
 def _tiny(
@@ -103,7 +133,7 @@ def _adapter_folder(adapter: str | Path, request: Request) -> Path:
 def own_dtype(config: Mapping[str, object], weights: Weights) -> torch.dtype:
     """The dtype that a checkpoint is meant for: what its config says, or most of its weights."""
     named = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-    said = config.get("dtype", config.get("torch_dtype"))
+    said = config.get("dtype") or config.get("torch_dtype")
     if isinstance(said, str) and said in named:
         return named[said]
     sizes = dict.fromkeys(DTYPES, 0)
@@ -123,12 +153,13 @@ def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:
         raise ModelError(
             f"from_hf takes a transformers model, not a {type(hf_model).__name__}"
         ) from cause
-    family, cfg = read_config(raw)
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    family, cfg, assumed = understand(raw, lambda: shapes, believable_shapes)
     plan = family.place(cfg, parameter_shapes(cfg), list(tensors))
-    check_shapes(plan, {name: tuple(t.shape) for name, t in tensors.items()})
+    check_shapes(plan, shapes)
 
     name = str(raw.get("_name_or_path") or type(hf_model).__name__)
-    origin = Origin(name, family.model_type, None, eos_token_ids(raw))
+    origin = Origin(name, family.model_type, None, eos_token_ids(raw), assumed=assumed)
     wrapped = None
     if tokenizer is not None:
         from torch_mi.tokens.tokenizer import MITokenizer  # noqa: PLC0415 - only with text
@@ -177,14 +208,16 @@ def assemble(
     return backend.eval()
 
 
-def check_shapes(plan: Plan, found: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(
+    plan: Plan, found: Mapping[str, tuple[int, ...]], config: str = "config.json"
+) -> None:
     """Raise `ModelError` unless every tensor found has the shape that it is to have."""
     for p in plan.placements:
         for name in p.theirs:
             if tuple(found[name]) != p.stored:
                 raise ModelError(
                     f"{name} has shape {list(found[name])} in the checkpoint; "
-                    f"config.json makes it {list(p.stored)}"
+                    f"{config} makes it {list(p.stored)}"
                 )
 
 
@@ -213,15 +246,24 @@ def _usable(wanted: str | torch.device | None) -> torch.device:
     return device
 
 
-def _tokenizer(files: Files, folder: Path) -> "tuple[MITokenizer | None, str]":
-    """The model's tokenizer, or why there is none."""
+def tokenizer_of(found: hub.Source) -> "MITokenizer":
+    """A model's tokenizer, without the model."""
+    path = found.file or gguf_in(found.folder)
+    return _read_tokenizer(None if path is None else GgufFile(path).metadata, found.folder)
+
+
+def _read_tokenizer(metadata: Mapping[str, object] | None, folder: Path) -> "MITokenizer":
+    """The tokenizer in a GGUF file's metadata, or in a folder."""
     from torch_mi.tokens.gguf import read_tokenizer  # noqa: PLC0415 - tokenizers loads late
     from torch_mi.tokens.tokenizer import MITokenizer  # noqa: PLC0415 - tokenizers loads late
 
+    return MITokenizer.from_folder(folder) if metadata is None else read_tokenizer(metadata)
+
+
+def _tokenizer(files: Files, folder: Path) -> "tuple[MITokenizer | None, str]":
+    """The model's tokenizer, or why there is none."""
     try:
-        if files.metadata is not None:
-            return read_tokenizer(files.metadata), ""
-        return MITokenizer.from_folder(folder), ""
+        return _read_tokenizer(files.metadata, folder), ""
     except TokenizerError as cause:
         return None, str(cause)
 

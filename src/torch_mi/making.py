@@ -49,7 +49,8 @@ def make(
             "TransformerConfig.toy(...) makes one"
         )
     device = settled(device, dtype)
-    backend = Transformer(cfg)
+    with torch.random.fork_rng(devices=[]):  # modules draw what is drawn anew below
+        backend = Transformer(cfg)
     begin(backend, seed)
     return MIModel(backend.to(device, dtype).eval(), readable(tokenizer), Origin("toy", MODEL_TYPE))
 
@@ -95,7 +96,8 @@ def from_transformer_lens(
     ours = read_lens_config(cfg)
     tensors = completed(state_dict, ours)
     plan = place_lens(ours, parameter_shapes(ours), list(tensors))
-    check_shapes(plan, {name: tuple(value.shape) for name, value in tensors.items()})
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    check_shapes(plan, shapes, "its config")
 
     def move(value: Tensor) -> Tensor:
         return value.detach().to(device, dtype, copy=True).contiguous()

@@ -29,6 +29,8 @@ class Origin:
     """Where its files are."""
     tokenizer_problem: str = "this model was made without a tokenizer"
     """Why there is no tokenizer, if there is none."""
+    assumed: tuple[str, ...] = ()
+    """What was made out from names and keys, where the family is not a known one."""
 
 
 @dataclass(frozen=True)

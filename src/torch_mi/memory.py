@@ -155,7 +155,7 @@ def resident_bytes() -> int | None:
 
 @dataclass(frozen=True)
 class MemorySnapshot:
-    """What is held at one moment; what nobody can say, and everything of a GPU off CUDA, is None."""
+    """What is held at one moment; `None` where nobody can say, and for GPUs off CUDA."""
 
     ram_bytes: int | None
     """This process in RAM."""

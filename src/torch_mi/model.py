@@ -94,10 +94,9 @@ class MIModel:
         dtype: torch.dtype = torch.float32,
         tokenizer: Any = None,
     ) -> "MIModel":
-        """A new model of a config written by hand (`TransformerConfig.toy`), ready to be trained.
+        """A new trainable model of a config (`TransformerConfig.toy`); one `seed`, one model.
 
-        Matrices are normal with deviation 0.8 / sqrt(hidden_size), biases zero, norms plain; a
-        `seed` gives the same weights on every device.
+        Matrices are normal with deviation 0.8 / sqrt(hidden_size), biases zero, norms plain.
         """
         from torch_mi.making import make  # noqa: PLC0415 - making builds models
 
@@ -137,7 +136,7 @@ class MIModel:
         """
         if attention not in ("auto", "explicit"):
             raise ModelError(f"attention={attention!r} is neither 'auto' nor 'explicit'")
-        prefix = after or Prefix()
+        prefix = Prefix.before(after, causal=self.backend.causal)
         spec = frozen(spec)
         layers = self._layers(start, stop, prefix)
         batch = self._read(start, attention_mask, position_ids, prefix)
@@ -206,13 +205,16 @@ class MIModel:
 
     def unembedding_vector(self, token: int | str) -> Tensor:
         """A token's direction [d_model] in the unembedding matrix."""
-        return self.backend.unembedding[self.token_id(token)].detach()
+        return self.backend.unembedding[self.token_id(token, output=True)].detach()
 
-    def token_id(self, token: int | str) -> int:
-        """The id of a word that is one token, or the id itself, checked."""
+    def token_id(self, token: int | str, *, output: bool = False) -> int:
+        """The id of a word that is one token, or the id itself, checked; `output` is of a logit."""
+        count = self.backend.sizes["vocab"] if output else self.vocab_size
+        if isinstance(token, str) and count != self.vocab_size:
+            raise TokenizerError(f"{count} logits, none for a word: {token!r} must be a number")
         found = self.tokenizer.find_token_id(token) if isinstance(token, str) else int(token)
-        if not 0 <= found < self.vocab_size:
-            raise TokenizerError(f"token id {found} is out of range: 0 … {self.vocab_size - 1}")
+        if not 0 <= found < count:
+            raise TokenizerError(f"token id {found} is out of range: 0 … {count - 1}")
         return found
 
     def generate(  # noqa: PLR0913 - sampling is made of choices
@@ -352,15 +354,13 @@ class MIModel:
         return batch.place(mask, positions, prefix, self.device)
 
     def _frame(self, batch: Batch, prefix: Prefix, layers: range, *, ends: bool) -> Frame:
-        (rows, pos), columns, sizes = batch.shape, batch.columns(), self.backend.sizes
+        columns, sizes, starts = batch.columns(), self.backend.sizes, batch.known
 
         def text(row: int) -> Text:
             return spelt(self.tokenizer, batch.with_prefix(prefix).rows()[row])
 
-        said = text if self._tokenizer is not None and batch.known else None
-        return Frame(
-            rows, pos, prefix.seen, sizes, layers, columns, said, begins=batch.known, ends=ends
-        )
+        said, shape = text if self.has_tokenizer and starts else None, (*batch.shape, prefix.seen)
+        return Frame(*shape, sizes, layers, columns, said, begins=starts, ends=ends)
 
     def _through(
         self, start: "Prompt | Residual", batch: Batch, p: "_Pass"

@@ -69,6 +69,11 @@ class Ledger(TorchDispatchMode):
 class Fused(TorchFunctionMode):
     """The fused kernel as it is where there is data: it never forms the pattern."""
 
+    def __init__(self, device: torch.device) -> None:
+        """As it is on `device`: on a CPU, it needs queries and values that are equally wide."""
+        super().__init__()
+        self.any_width = device.type != "cpu"
+
     def __torch_function__(
         self,
         func: Callable[..., object],
@@ -76,15 +81,17 @@ class Fused(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        named = kwargs or {}
-        if func is not scaled_dot_product_attention or torch.is_grad_enabled():
-            return func(*args, **named)
-        q, _, v = cast("tuple[Tensor, Tensor, Tensor]", args)
-        mask = named.get("attn_mask")
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, v = cast("tuple[Tensor, Tensor, Tensor]", args)
+        width = v.shape[-1]
+        if width > q.shape[-1] or (width < q.shape[-1] and not self.any_width):
+            return func(*args, **(kwargs or {}))
+        q, k = q[..., :width], k[..., :width]
+        mask = (kwargs or {}).get("attn_mask")
         added = mask.to(q.dtype) if isinstance(mask, Tensor) else None
-        mixed = q.new_empty(*q.shape[:-1], v.shape[-1])
-        del added  # the kernel adds numbers: a mask of truths is copied for as long as it runs
-        return mixed
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
+        return kernel(q, k, v, attn_mask=added)[0]
 
 
 def storages(found: object) -> Iterator[UntypedStorage]:
@@ -137,7 +144,7 @@ class Rehearsal(MIModel):
         """What a run with these arguments of `forward` would take."""
         self.keys_values = self.attention = 0
         given = self.ledger.most = self.ledger.now
-        with self.ledger, Fused():
+        with self.ledger, Fused(self._real):
             cache = self._run(rehearsed(spec), start, attention, after, grad=grad)
         batch, pos, _ = cache.output.shape
         return RunForecast(

@@ -114,9 +114,17 @@ def format_token(token: str) -> str:
     return token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
 
 
-def pieces_of(model: "MIModel", ids: list[int]) -> tuple[str, ...]:
-    """What each token id stands for: its text, or its number where there is no tokenizer."""
-    if not model.has_tokenizer:
+def predicts_tokens(model: "MIModel") -> bool:
+    """Whether there is a logit for each token that can be read."""
+    return model.backend.sizes["vocab"] == model.vocab_size
+
+
+def pieces_of(model: "MIModel", ids: list[int], *, output: bool = False) -> tuple[str, ...]:
+    """What each token id stands for: its text, or its number where there is none.
+
+    With `output`, they count logits, which need not stand for tokens.
+    """
+    if not model.has_tokenizer or (output and not predicts_tokens(model)):
         return tuple(map(str, ids))
     return tuple(model.tokenizer.to_str_tokens(ids))
 
@@ -149,9 +157,13 @@ def describe(model: "MIModel") -> str:
     heads = f"{model.num_heads} heads"
     if model.num_kv_heads != model.num_heads:
         heads += f" ({model.num_kv_heads} for keys and values)"
+    family = f"{model.origin.family}, inferred" if model.origin.assumed else model.origin.family
+    vocabulary = f"vocabulary {model.vocab_size}"
+    if not predicts_tokens(model):
+        vocabulary += f" and {model.backend.sizes['vocab']} logits"
     return (
-        f"<MIModel {model.origin.model_id!r} ({model.origin.family}): {model.num_layers} layers, "
-        f"d_model {model.hidden_size}, {heads}, vocabulary {model.vocab_size}, "
+        f"<MIModel {model.origin.model_id!r} ({family}): {model.num_layers} layers, "
+        f"d_model {model.hidden_size}, {heads}, {vocabulary}, "
         f"{model.num_parameters / 1e6:,.1f} M parameters, "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}>"
     )

@@ -90,7 +90,10 @@ def verify(model: MIModel, prompts: list[Prompt] | None = None) -> Verification:
     except ImportError as cause:
         raise MIError("verify compares with transformers: pip install transformers") from cause
     if model.origin.folder is None:
-        raise ModelError("verify needs a model loaded from a folder or the Hub, to load it again")
+        raise ModelError(
+            "verify needs a model that transformers loads alike from its folder: neither made here "
+            "nor from GGUF, dequantised or with an adapter in it"
+        )
     if model.dtype is not torch.float32:
         raise ModelError(f"verify compares float32 with float32; this model is {model.dtype}")
     reference = _reference(transformers, model.origin.folder, model.device)

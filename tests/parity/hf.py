@@ -7,6 +7,7 @@ place, or in none, changes the numbers.
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ UNTURNED = ("bloom", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "opt")
 OLDER = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 """Keys that only one family called so."""
 
-ELSEWHERE = {"phi-msft"}
+ELSEWHERE = {"internlm", "internlm2", "phi-msft"}
 """Families without a class in transformers, which are compared in tests of their own."""
 
 
@@ -50,6 +51,8 @@ def build(case: Case, seed: int = 0) -> Any:
                 value.add_(0.3 * torch.randn(value.shape))
     if case.family == "falcon" and config.alibi:
         count_biases_once(model)
+    if case.family == "mpt":
+        use_slopes(model)
     return model
 
 
@@ -65,6 +68,13 @@ def count_biases_once(model: Any) -> None:
 
     for layer in layers_of(model):
         layer.self_attention.register_forward_pre_hook(silence, with_kwargs=True)
+
+
+def use_slopes(model: Any) -> None:
+    """Tell MPT how steep its slopes are: transformers reads it and then takes them for 8."""
+    steepest = model.config.attn_config.alibi_bias_max
+    plain = model.transformer.build_mpt_alibi_tensor
+    model.transformer.build_mpt_alibi_tensor = partial(plain, alibi_bias_max=steepest)
 
 
 def older_spelling(folder: Path) -> None:

@@ -21,6 +21,8 @@ def test_shares_sum_to_the_logit(family: str, versus: str | None, position: int)
     assert found.error < 1e-4
     cache = model.forward(PROMPT, mi.HookSpec().capture(mi.HookPoint.FinalNorm))
     logits = cache[mi.HookPoint.FinalNorm][0, position] @ model.backend.unembedding.detach().T
+    bias = model.backend.unembedding_bias
+    logits = (logits if bias is None else logits + bias.detach()) * model.backend.logit_scale
     expected = logits[model.token_id("q")] - (0 if versus is None else logits[model.token_id("z")])
     assert found.logit == pytest.approx(float(expected), abs=1e-4)
     if model.config.final_logit_softcapping is None and versus is None:
@@ -45,7 +47,7 @@ def test_a_share_is_what_vanishes_with_its_term(family: str) -> None:
         mi.HookSpec().intervene(points.MlpOut(last), mi.Zero()).intervene(points.FinalScale, held)
     )
     capture = mi.HookSpec().capture(points.FinalNorm)
-    direction = model.unembedding_vector("q")
+    direction = model.unembedding_vector("q") * model.backend.logit_scale
     before = model.forward(PROMPT, capture)[points.FinalNorm][0, -1] @ direction
     after = model.forward(PROMPT, capture | without)[points.FinalNorm][0, -1] @ direction
     assert float(before - after) == pytest.approx(share.value, abs=1e-4)

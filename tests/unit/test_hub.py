@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from torch_mi.errors import DownloadError, FileError, MIError
-from torch_mi.files.hub import Source, cached_models, download, locate
+from torch_mi.files.hub import Source, cached_models, download, locate, locate_adapter
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FULL = ("config.json", "tokenizer.json", "model.safetensors")
@@ -387,3 +387,70 @@ def test_the_cache_is_where_hf_home_says(tmp_path: Path):
         env={**os.environ, "HF_HOME": str(tmp_path / "elsewhere"), "HF_HUB_OFFLINE": "1"},
     )
     assert done.stdout.split() == [str(folder), str(folder)]
+
+
+# --- GGUF files and adapters ----------------------------------------------------------------------
+
+
+def test_a_gguf_file_is_a_model_by_itself(tmp_path: Path):
+    path = tmp_path / "m-Q4_0.gguf"
+    path.write_bytes(b"GGUF")
+    assert locate(path) == Source(tmp_path, "m-Q4_0", None, path)
+    assert locate(str(path)).file == path
+
+
+def test_one_gguf_file_of_a_repository_is_fetched(hub: FakeHub):
+    hub.files = ["README.md", "a.gguf", "b.gguf", "c-00001-of-00002.gguf", "c-00002-of-00002.gguf"]
+    with pytest.raises(DownloadError, match=r"has 4 GGUF files; choose one, as 'org/name/a\.gguf'"):
+        locate("org/name")
+    found = locate("org/name/b.gguf")
+    assert hub.fetched == ["b.gguf"]
+    assert found == Source(found.folder, "org/name", COMMIT, found.folder / "b.gguf")
+    with pytest.raises(DownloadError, match=r"no file bb\.gguf; did you mean 'b\.gguf'"):
+        locate("org/name/bb.gguf")
+    hub.files = ["config.json", "only.gguf"]
+    locate("org/other")
+    assert hub.fetched == ["only.gguf"]
+
+
+def test_a_split_gguf_model_is_fetched_whole(hub: FakeHub):
+    parts = ["c-00001-of-00002.gguf", "c-00002-of-00002.gguf"]
+    hub.files = ["README.md", *parts]
+    locate("org/name")
+    assert hub.fetched == parts
+    hub.files.append("d.gguf")
+    assert locate("org/more/c-00001-of-00002.gguf").file is not None
+    assert hub.fetched == parts
+
+
+def test_a_gguf_file_in_the_cache_needs_no_network(cache: Path, hub: FakeHub):
+    folder = put(cache, "org/name", ("m.gguf",))
+    hub.refusal = no_network()
+    assert locate("org/name/m.gguf", local_files_only=True).file == folder / "m.gguf"
+    assert locate("org/name", local_files_only=True).folder == folder
+    with pytest.raises(DownloadError, match=r"not complete in the cache: no n\.gguf"):
+        locate("org/name/n.gguf", local_files_only=True)
+
+
+def test_safetensors_come_before_gguf(hub: FakeHub):
+    hub.files = [*FULL, "m.gguf"]
+    locate("org/name")
+    assert sorted(hub.fetched) == sorted(FULL)
+
+
+def test_an_adapter_is_a_folder_or_a_repository(hub: FakeHub, cache: Path, tmp_path: Path):
+    (tmp_path / "lora").mkdir()
+    assert locate_adapter(tmp_path / "lora").folder == tmp_path / "lora"
+    hub.files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "x.bin"]
+    found = locate_adapter("org/lora")
+    assert hub.fetched == ["adapter_config.json", "adapter_model.safetensors"]
+    assert found.model_id == "org/lora"
+    assert locate_adapter("org/lora", local_files_only=True).folder == found.folder
+    hub.files = list(FULL)
+    with pytest.raises(DownloadError, match=r"no adapter_config\.json, so it is no adapter"):
+        locate_adapter("org/model")
+    with pytest.raises(FileError, match=r"there is no folder .* with an adapter"):
+        locate_adapter(tmp_path / "absent")
+    put(cache, "org/cached")
+    with pytest.raises(DownloadError, match=r"not complete in the cache: no adapter_config\.json"):
+        locate_adapter("org/cached", local_files_only=True)

@@ -176,10 +176,17 @@ class TestFolders:
         assert said(FileError, folder).startswith("…/model/config.json is not valid JSON: ")
 
     def test_unknown_families(self, folder: Path) -> None:
+        known = load(folder)
         reconfigure(folder, model_type="lama")
+        inferred = load(folder)
+        assert inferred.origin.assumed[0] == "it is read like llama"
+        assert "(lama, inferred)" in repr(inferred)
+        assert not known.origin.assumed
+        assert torch.equal(inferred.forward(TOKENS).output, known.forward(TOKENS).output)
+        reconfigure(folder, model_type="lama", wild=3)
         message = said(ConfigError, folder)
-        assert message.startswith("unsupported model_type: 'lama'; supported are ")
-        assert message.endswith("; did you mean 'llama'?")
+        assert message.startswith("model_type 'lama' is not compatible with the transformer here:")
+        assert "\n- config.json has wild = 3, which has no meaning here" in message
         reconfigure(folder, model_type=None)
         assert said(ConfigError, folder) == "config.json is missing 'model_type'"
 

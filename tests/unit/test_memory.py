@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """How much memory there is, and whether something fits."""
 
+import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -146,22 +149,143 @@ def test_reports_are_differences():
     )
     assert report.ram_delta_mb() == 100
     assert report.vram_delta_mb() == 500
-    assert str(report) == "RAM +100 MB  |  VRAM +500 MB [card]"
+    assert str(report) == "RAM +100 MB  |  VRAM +500 MB"
 
 
 def test_a_report_without_a_gpu_has_no_gpu_difference():
     report = MemoryReport(MemorySnapshot(200 * MB), MemorySnapshot(100 * MB, 5))
     assert report.vram_delta_mb() is None
     assert str(report) == "RAM -100 MB"
-    assert MemoryReport(MemorySnapshot(None), MemorySnapshot(5)).ram_delta_mb() is None
+    unknown = MemoryReport(MemorySnapshot(None), MemorySnapshot(5))
+    assert unknown.ram_delta_mb() is None
+    assert str(unknown) == "RAM unknown"
+
+
+@pytest.mark.parametrize(
+    ("ours", "whose"), [(True, " [per-process]"), (False, " [device-wide]"), (None, "")]
+)
+def test_reports_are_printed(ours: bool | None, whose: str, capsys: pytest.CaptureFixture[str]):
+    before = MemorySnapshot(100 * MB, 500 * MB, 8000 * MB, ours, "card")
+    after = MemorySnapshot(80 * MB, 1000 * MB, 8000 * MB, ours, "card")
+    report = MemoryReport(before, after)
+    report.print_delta("loading")
+    report.print_before_after("loading")
+    assert capsys.readouterr().out == (
+        f"  loading: RAM -20 MB  |  VRAM +500 MB{whose}\n"
+        "  loading: RAM 100 MB → 80 MB (-20 MB)\n"
+        f"  loading: VRAM 500 MB → 1000 MB / 8000 MB (+500 MB){whose} [card]\n"
+    )
+
+
+def test_reports_off_a_gpu_are_printed_in_a_line_each(capsys: pytest.CaptureFixture[str]):
+    report = MemoryReport(MemorySnapshot(100 * MB), MemorySnapshot(None))
+    report.print_delta("x")
+    report.print_before_after("x")
+    assert capsys.readouterr().out == "  x: RAM unknown\n  x: RAM unknown\n"
 
 
 def test_a_snapshot_of_a_cpu_has_no_gpu():
     snapshot = MemorySnapshot.now("cpu")
     assert snapshot.ram_bytes is not None
     assert snapshot.ram_bytes > 0
+    assert snapshot.ram_mb() == snapshot.ram_bytes / 1_048_576
     assert snapshot.vram_bytes is None
+    assert snapshot.vram_mb() is None
     sync_and_trim_gpu("cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "meta", "mps"])
+def test_a_gpu_that_is_not_there_is_not_counted(device: str):
+    snapshot = MemorySnapshot.now(device)
+    assert snapshot.ram_bytes is not None
+    assert (snapshot.vram_bytes, snapshot.vram_per_process) == (None, None)
+
+
+class Card:
+    """A GPU as torch describes it."""
+
+    def __init__(self, name: str, uuid: str) -> None:
+        self.name, self.uuid = name, uuid
+
+
+class Nvml:
+    """NVIDIA's library, with one GPU on which two processes run."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, ours: int | None, pid: int, *, works: bool = True) -> None:
+        self.ours, self.pid, self.works = ours, pid, works
+        self.asked = list[str]()
+
+    def nvmlInit(self) -> None:  # noqa: N802 - its name
+        if not self.works:
+            raise self.NVMLError
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802 - its name
+        self.asked.append(uuid)
+        return "card"
+
+    def nvmlDeviceGetComputeRunningProcesses(self, card: str) -> list[SimpleNamespace]:  # noqa: N802
+        assert card == "card"
+        return [
+            SimpleNamespace(pid=1, usedGpuMemory=7 * MB),
+            SimpleNamespace(pid=self.pid, usedGpuMemory=self.ours),
+        ]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine whose torch tells of one GPU."""
+    cuda = {
+        "device_count": lambda: 1,
+        "mem_get_info": lambda _: (60 * MB, 100 * MB),
+        "get_device_properties": lambda _: Card("card", "ab-cd"),
+        "memory_allocated": lambda _: 10 * MB,
+        "max_memory_allocated": lambda _: 20 * MB,
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    return monkeypatch
+
+
+def test_without_nvml_the_whole_device_is_counted(gpu: pytest.MonkeyPatch):
+    assert MemorySnapshot.now("cuda") == MemorySnapshot(
+        MemorySnapshot.now("cuda").ram_bytes, 40 * MB, 100 * MB, False, "card", 10 * MB, 20 * MB
+    )
+
+
+NOBODY = 2**64 - 1
+"""What NVML says where it does not know."""
+
+
+@pytest.mark.parametrize(
+    ("nvml", "used", "ours"),
+    [
+        (Nvml(12 * MB, os.getpid()), 12 * MB, True),
+        (Nvml(12 * MB, 2), 40 * MB, False),
+        (Nvml(NOBODY, os.getpid()), 40 * MB, False),
+        (Nvml(None, os.getpid()), 40 * MB, False),
+        (Nvml(12 * MB, os.getpid(), works=False), 40 * MB, False),
+    ],
+)
+def test_nvml_knows_this_process_or_the_device_is_counted(
+    nvml: Nvml, used: int, ours: bool, gpu: pytest.MonkeyPatch
+):
+    gpu.setitem(sys.modules, "pynvml", nvml)
+    found = MemorySnapshot.now("cuda:0")
+    assert (found.vram_bytes, found.vram_per_process) == (used, ours)
+    assert found.vram_mb() == used / MB
+    assert nvml.asked == (["GPU-ab-cd"] if nvml.works else [])
+
+
+def test_a_gpu_that_does_not_answer_is_not_counted(gpu: pytest.MonkeyPatch):
+    def lost(_: object) -> tuple[int, int]:
+        raise RuntimeError("the GPU has fallen off the bus")
+
+    gpu.setattr(torch.cuda, "mem_get_info", lost)
+    assert MemorySnapshot.now("cuda").vram_bytes is None
 
 
 @pytest.mark.gpu
@@ -172,7 +296,11 @@ def test_gpu_memory_is_counted():
     before = MemorySnapshot.now("cuda")
     block = torch.zeros(64 * MB, device="cuda", dtype=torch.uint8)
     report = MemoryReport(before, MemorySnapshot.now("cuda"))
-    assert report.vram_delta_mb() == pytest.approx(64, abs=1)
+    assert report.vram_delta_mb() is not None
+    assert report.after.tensor_bytes is not None
+    assert report.before.tensor_bytes is not None
+    assert report.after.tensor_bytes - report.before.tensor_bytes == 64 * MB
+    assert (report.after.tensor_peak_bytes or 0) >= report.after.tensor_bytes
     left = available_bytes("cuda")
     assert left is not None
     assert left <= free - 63 * MB

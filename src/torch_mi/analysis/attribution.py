@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Direct logit attribution: what each part of a model adds to a logit.
 
-The last residual stream is a sum: the embedding, every head, every MLP. With the final norm's
-denominator held at its value, the norm and the unembedding are linear, so each term has its own
-share of the logit, and the shares sum to it (Elhage et al. 2021; Nanda 2022). A final soft-cap is
-not linear: the shares are of the logit before it.
+The last residual stream is a sum: the embedding, learned positions, every head, every MLP. With
+the denominators of the final norm and of norms on attention's output held at their values, all that
+follows is linear, so each term has its own share of the logit, and the shares sum to it (Elhage et
+al. 2021; Nanda 2022). A final soft-cap is not linear: the shares are of the logit before it. Where
+the embedding itself is normed, tokens and positions share one term.
 """
 
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ from torch_mi.results import Result, data_frame, pieces_of, position_in, text_of
 FORM = "torch-mi attribution 1"
 POINTS = (
     HookPoint.Embed,
+    HookPoint.PosEmbed,
     HookPoint.AttnResult,
-    HookPoint.AttnOut,
+    HookPoint.Ln1PostScale,
     HookPoint.MlpOut,
     HookPoint.FinalScale,
     HookPoint.FinalNorm,
@@ -40,7 +42,7 @@ class Share:
 
     name: str
     kind: str
-    """"embedding", "head", "attention bias", "mlp" or "final bias"."""
+    """ "embedding", "positions", "head", "attention bias", "mlp", "final bias" or "unembedding bias"."""
     layer: int | None
     head: int | None
     value: float
@@ -124,56 +126,104 @@ def attribute(
     if len(batch.tokens) != 1:
         raise ModelError(f"attribute takes one prompt, got {len(batch.tokens)}")
     place = position_in(batch.shape[1], position)
-    cache = model.forward(batch.tokens, HookSpec().capture(*POINTS))
-    wanted = model.token_id(target)
-    other = None if versus is None else model.token_id(versus)
-    direction = model.unembedding_vector(wanted).double()
-    if other is not None:
-        direction = direction - model.unembedding_vector(other).double()
-    logit = cache[HookPoint.FinalNorm][0, place].double() @ direction
+    spec = HookSpec().capture(*(p for p in POINTS if p in model.backend.hook_points))
+    cache = model.forward(batch.tokens, spec.capture(HookPoint.ResidPre(0)))
+    wanted = model.token_id(target, output=True)
+    other = None if versus is None else model.token_id(versus, output=True)
+    direction = _Direction.of(model, wanted, other)
     ids = batch.rows()[0]
     return Attribution(
         model_id=model.origin.model_id,
         prompt=text_of(model, ids),
         position=place,
-        target=pieces_of(model, [wanted])[0],
-        versus=None if other is None else pieces_of(model, [other])[0],
-        shares=tuple(_shares(model, cache, place, direction)),
-        logit=float(logit),
+        target=pieces_of(model, [wanted], output=True)[0],
+        versus=None if other is None else pieces_of(model, [other], output=True)[0],
+        shares=tuple(_shares(_Run(model, cache, place), direction)),
+        logit=float(cache[HookPoint.FinalNorm][0, place].double() @ direction.vector)
+        + direction.bias,
         manifest=cache.manifest,
     )
 
 
-def _shares(model: MIModel, cache: HookCache, place: int, direction: Tensor) -> Iterator[Share]:
-    """Every term of the last residual stream at `place`, measured along `direction`."""
-    norm = model.backend.final_norm
-    scale = cache[HookPoint.FinalScale][0, place].double()
-    along = direction * norm.gain.double() / scale
-    along = along - along.mean() if norm.centred else along
+@dataclass(frozen=True)
+class _Direction:
+    """What the unembedding reads off a normed vector: vector · x + bias."""
+
+    vector: Tensor
+    bias: float
+
+    @staticmethod
+    def of(model: MIModel, wanted: int, other: int | None) -> "_Direction":
+        """The direction of a logit, or of its lead over another."""
+        scale, biases = model.backend.logit_scale, model.backend.unembedding_bias
+        vector = model.unembedding_vector(wanted).double()
+        bias = 0.0 if biases is None else float(biases[wanted].detach())
+        if other is not None:
+            vector = vector - model.unembedding_vector(other).double()
+            bias -= 0.0 if biases is None else float(biases[other].detach())
+        return _Direction(vector * scale, bias * scale)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run at one position, in double precision."""
+
+    model: MIModel
+    cache: HookCache
+    place: int
+
+    def at(self, where: str) -> Tensor:
+        return self.cache[where][0, self.place].double()
+
+    def heads(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        """What heads [head d_model] and biases [d_model] add to the residual stream."""
+        written = self.model.backend.attention_written(layer)
+        heads, bias = self.at(HookPoint.AttnResult(layer)), written.bias
+        bias = None if bias is None else bias.double()
+        if written.norm is not None:
+            scale = self.at(HookPoint.Ln1PostScale(layer))
+            heads = written.norm.linear(heads, scale)
+            bias = None if bias is None else written.norm.linear(bias, scale)
+            after = written.norm.bias
+            if after is not None:
+                bias = after.double() if bias is None else bias + after.double()
+        return heads * written.scale, None if bias is None else bias * written.scale
+
+
+def _shares(run: _Run, direction: _Direction) -> Iterator[Share]:
+    """Every term of the last residual stream, measured along a direction."""
+    model, norm = run.model, run.model.backend.final_norm
+    scale = None if norm is None else run.at(HookPoint.FinalScale)
 
     def share(name: str, kind: str, term: Tensor, layer: int | None, head: int | None) -> Share:
-        return Share(name, kind, layer, head, float(term.double() @ along))
+        if norm is not None and scale is not None:
+            term = norm.linear(term, scale)
+        return Share(name, kind, layer, head, float(term @ direction.vector))
 
-    yield share("embedding", "embedding", cache[HookPoint.Embed][0, place], None, None)
+    for kind, term in _beginning(run):
+        yield share(kind, kind, term, None, None)
     for layer in range(model.num_layers):
-        added = cache[HookPoint.AttnOut(layer)][0, place].double()
-        heads = _as_added(model, cache[HookPoint.AttnResult(layer)][0, place].double(), added)
+        heads, bias = run.heads(layer)
         for head, term in enumerate(heads):
             yield share(f"L{layer}H{head}", "head", term, layer, head)
-        rest = added - heads.sum(0)
-        if model.backend.adds_attention_bias:
-            yield share(f"L{layer} attention bias", "attention bias", rest, layer, None)
-        yield share(f"L{layer} MLP", "mlp", cache[HookPoint.MlpOut(layer)][0, place], layer, None)
-    if norm.bias is not None:
-        yield Share("final bias", "final bias", None, None, float(norm.bias.double() @ direction))
+        if bias is not None:
+            yield share(f"L{layer} attention bias", "attention bias", bias, layer, None)
+        if HookPoint.MlpOut in model.backend.layer_points(layer):
+            yield share(f"L{layer} MLP", "mlp", run.at(HookPoint.MlpOut(layer)), layer, None)
+    if norm is not None and norm.bias is not None:
+        value = float(norm.bias.double() @ direction.vector)
+        yield Share("final bias", "final bias", None, None, value)
+    if model.backend.unembedding_bias is not None:
+        yield Share("unembedding bias", "unembedding bias", None, None, direction.bias)
 
 
-def _as_added(model: MIModel, heads: Tensor, added: Tensor) -> Tensor:
-    """The heads' outputs [head d_model] as they arrive in the residual stream.
-
-    A post-norm multiplies each entry of their sum by a factor of its own, which is held.
-    """
-    if not model.backend.norms_attention_output:
-        return heads
-    raw = heads.sum(0)
-    return heads * torch.where(raw == 0, 0, added / raw)
+def _beginning(run: _Run) -> Iterator[tuple[str, Tensor]]:
+    """The terms that the residual stream begins with."""
+    whole, tokens = run.cache[HookPoint.ResidPre(0)], run.cache[HookPoint.Embed]
+    positions = run.cache.get(HookPoint.PosEmbed)
+    if not torch.equal(whole, tokens if positions is None else tokens + positions):
+        yield "embedding", run.at(HookPoint.ResidPre(0))
+        return
+    yield "embedding", run.at(HookPoint.Embed)
+    if positions is not None:
+        yield "positions", run.at(HookPoint.PosEmbed)

@@ -117,7 +117,7 @@ def find_heads(
         kind=kind,
         model_id=model.origin.model_id,
         scores=torch.stack(looked).float().cpu(),
-        chance=float((1 / (query + 1)).mean()),
+        chance=float((1 / (query + 1)).mean()) if model.backend.causal else 1 / tokens.shape[1],
         length=length,
         repeats=repeats,
         seed=seed,

@@ -233,11 +233,12 @@ def logit_lens(
     "all"; `target` is a token to follow through the layers; `embedding` adds the embedding as
     layer -1. The last layer's reading is the model's own output.
     """
-    if not 1 <= top_k <= model.vocab_size:
-        raise ModelError(f"top_k={top_k} is out of range: 1 … {model.vocab_size}")
+    logits = model.backend.sizes["vocab"]
+    if not 1 <= top_k <= logits:
+        raise ModelError(f"top_k={top_k} is out of range: 1 … {logits}")
     if not (isinstance(position, int) or position == "all"):
         raise ModelError(f"position={position!r} is neither a number nor 'all'")
-    followed = None if target is None else model.token_id(target)
+    followed = None if target is None else model.token_id(target, output=True)
     batch = model.read_prompt(_plain(prompt))
     if isinstance(prompt, Tensor) and len(batch.tokens) > 1:
         raise ModelError(f"a tensor of {len(batch.tokens)} prompts; give list(tokens) for several")
@@ -281,7 +282,7 @@ class _Lens:
         pieces = pieces_of(model, ids)
         target = None
         if self.target is not None:
-            target = self.target, pieces_of(model, [self.target])[0]
+            target = self.target, pieces_of(model, [self.target], output=True)[0]
         return LogitLensResult(
             model_id=model.origin.model_id,
             prompt=text if isinstance(text, str) else _text(model, ids),
@@ -300,7 +301,7 @@ class _Lens:
         """Residual streams [layer place d_model] as predictions, in as few batches as fit."""
         first = EMBEDDING if self.embedding else 0
         where = [(first + i, place) for i in range(len(depth)) for place in places]
-        rows = max(1, ENTRIES // self.model.vocab_size)
+        rows = max(1, ENTRIES // self.model.backend.sizes["vocab"])
         flat = depth.reshape(-1, depth.shape[-1])
         spots = iter(where)
         for part in torch.split(flat, rows):
@@ -322,7 +323,7 @@ class _Lens:
             found = map(
                 TokenPrediction,
                 best_ids,
-                pieces_of(self.model, best_ids),
+                pieces_of(self.model, best_ids, output=True),
                 floats(chances[row]),
                 floats(best[row]),
             )

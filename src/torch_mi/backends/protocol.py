@@ -29,13 +29,27 @@ class Run:
 
 
 @dataclass(frozen=True)
-class FinalNorm:
-    """The linear part of the final norm, once its denominator is held."""
+class HeldNorm:
+    """The linear part of a norm, once its denominator is held."""
 
     gain: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"] | None
     centred: bool
     """Whether the mean is taken off first."""
+
+    def linear(self, x: Tensor, denominator: Tensor) -> Tensor:
+        """A term [... d_model] of what is normed, after the norm; its bias is a term of its own."""
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        return x / denominator * self.gain.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What becomes of the heads' outputs on their way to the residual stream, in this order."""
+
+    bias: Float[Tensor, " d_model"] | None = None
+    norm: HeldNorm | None = None
+    scale: float = 1.0
 
 
 @runtime_checkable
@@ -96,12 +110,21 @@ class MIBackend(Protocol):
         ...
 
     @property
+    def logit_scale(self) -> float:
+        """What the unembedding's output is multiplied by, bias included."""
+        ...
+
+    def attention_written(self, layer: int) -> Written:
+        """What becomes of the outputs of one layer's heads."""
+        ...
+
+    @property
     def causal(self) -> bool:
         """Whether no position can change what an earlier one computes."""
         ...
 
     @property
-    def final_norm(self) -> FinalNorm | None:
+    def final_norm(self) -> HeldNorm | None:
         """What the final norm does to a normalised vector, if there is a final norm."""
         ...
 
@@ -126,6 +149,10 @@ class MIBackend(Protocol):
     def block(
         self, layer: int, x: Resid, shared: Any, tap: Tap, past: Carry
     ) -> tuple[Resid, Carry]: ...
+    def remember(self, layer: int, x: Resid, shared: Any, tap: Tap, past: Carry) -> Carry:
+        """What `block` hands on to later tokens, without the rest of the layer."""
+        ...
+
     def unembed(self, x: Resid, tap: Tap) -> Logits: ...
 
     def grows_differently(self, before: int, total: int) -> bool:

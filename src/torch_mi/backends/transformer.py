@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_mi.backends.points import layer_points, outer_points
-from torch_mi.backends.protocol import FinalNorm, Run
+from torch_mi.backends.protocol import HeldNorm, Run, Written
 from torch_mi.config.parts import BlockLayout, NormType
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ModelError
@@ -54,16 +54,22 @@ class Block(nn.Module):
     def forward(self, x: Resid, shared: Shared, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
         x = tap(HookPoint.ResidPre, x)
         normed = normalised(self.norm1, x, tap)
-        h = tap(HookPoint.AttnIn, normed)
+        h = tap(HookPoint.AttnIn, apart(normed))
         attn, carry = self.attn(h, shared, tap, past)
         attn = tap(HookPoint.AttnOut, scaled(normalised(self.post1, attn, tap), self.scale))
         if self.mlp is None:
             return tap(HookPoint.ResidPost, x + attn), carry
         mid = tap(HookPoint.ResidMid, x + attn)
         h = normed if self.shares_norm else normalised(self.norm2, x if self.parallel else mid, tap)
-        mlp = self.mlp(tap(HookPoint.MlpIn, h), tap)
+        mlp = self.mlp(tap(HookPoint.MlpIn, apart(h)), tap)
         mlp = tap(HookPoint.MlpOut, scaled(normalised(self.post2, mlp, tap), self.scale))
         return tap(HookPoint.ResidPost, mid + mlp), carry
+
+    def remember(self, x: Resid, shared: Shared, tap: Tap, past: Carry) -> Carry:
+        """What `forward` hands on to later tokens, and no more than it takes."""
+        x = tap(HookPoint.ResidPre, x)
+        h = tap(HookPoint.AttnIn, normalised(self.norm1, x, tap))
+        return self.attn.remember(h, shared, tap, past)
 
 
 def norm(
@@ -81,6 +87,18 @@ def norm(
 def normalised(by: Norm | None, x: Resid, tap: Tap) -> Resid:
     """The norm of `x`, if there is a norm here."""
     return x if by is None else by(x, tap)
+
+
+def held(by: Norm, like: Tensor) -> HeldNorm:
+    """What a norm does to a vector of the stream, once its denominator is held."""
+    plus = 1 if by.kind is NormType.RmsPlusOne else 0
+    gain = like.new_ones(like.shape[-1]) if by.weight is None else by.weight.detach() + plus
+    return HeldNorm(gain, None if by.bias is None else by.bias.detach(), by.kind.centred)
+
+
+def apart(x: Resid) -> Resid:
+    """The same values as a tensor of their own: its gradient is what comes of this reader alone."""
+    return x.view_as(x)
 
 
 def scaled(x: Tensor, scale: float | None) -> Tensor:
@@ -163,16 +181,20 @@ class Transformer(nn.Module):
         return self.cfg.causal
 
     @property
-    def final_norm(self) -> FinalNorm | None:
-        if self.norm is None:
-            return None
-        gain, bias = self.norm.weight, self.norm.bias
-        plus = 1 if self.norm.kind is NormType.RmsPlusOne else 0
-        gain = torch.ones(self.cfg.hidden_size) if gain is None else gain.detach() + plus
-        return FinalNorm(
-            gain.to(self.device),
+    def logit_scale(self) -> float:
+        return 1.0 if self.cfg.head.scale is None else self.cfg.head.scale
+
+    @property
+    def final_norm(self) -> HeldNorm | None:
+        return None if self.norm is None else held(self.norm, self.tokens.weight)
+
+    def attention_written(self, layer: int) -> Written:
+        block = cast("Block", self.blocks[layer])
+        bias, scale = block.attn.o_bias, self.cfg.residual_scale
+        return Written(
             None if bias is None else bias.detach(),
-            self.norm.kind.centred,
+            None if block.post1 is None else held(block.post1, self.tokens.weight),
+            1.0 if scale is None else scale,
         )
 
     @property
@@ -229,6 +251,9 @@ class Transformer(nn.Module):
         self, layer: int, x: Resid, shared: Shared, tap: Tap, past: Carry
     ) -> tuple[Resid, Carry]:
         return self.blocks[layer](x, shared, tap, past)
+
+    def remember(self, layer: int, x: Resid, shared: Shared, tap: Tap, past: Carry) -> Carry:
+        return cast("Block", self.blocks[layer]).remember(x, shared, tap, past)
 
     def unembed(self, x: Resid, tap: Tap) -> Logits:
         logits = self.head(tap(HookPoint.FinalNorm, normalised(self.norm, x, tap)))

@@ -24,6 +24,7 @@ def attribute(  # noqa: PLR0913 - the options are the interface
     html: options.Html = None,
     device: options.Device = None,
     dtype: options.DtypeOption = options.Dtype.float32,
+    adapter: options.Adapter = None,
     seed: options.Seed = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -33,11 +34,13 @@ def attribute(  # noqa: PLR0913 - the options are the interface
     [bold]torch-mi attribute "The capital of France is" --versus " Rome"[/]
     """
     session = Session(json, html, quiet=quiet, debug=debug)
-    loaded = session.load(model, device, dtype, seed)
+    loaded = session.load(model, device, dtype, seed, adapter)
     from torch_mi import show  # noqa: PLC0415 - `--help` must not pay for torch
     from torch_mi.analysis import attribution  # noqa: PLC0415
+    from torch_mi.hooks.point import HookPoint  # noqa: PLC0415
     from torch_mi.show.pages import attribution_page  # noqa: PLC0415
 
+    session.weigh(loaded, prompt, HookPoint.AttnResult, HookPoint.ResidPost)
     answer = loaded.forward(prompt).output[0, -1].argmax() if target is None else target
     word = answer if isinstance(answer, str) else int(answer)
     with session.busy("adding up"):

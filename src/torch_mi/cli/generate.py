@@ -37,6 +37,7 @@ def generate(  # noqa: PLR0913 - the options are the interface
     json: options.Json = None,
     device: options.Device = None,
     dtype: options.DtypeOption = options.Dtype.float32,
+    adapter: options.Adapter = None,
     seed: options.Seed = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -46,7 +47,8 @@ def generate(  # noqa: PLR0913 - the options are the interface
     [bold]torch-mi generate "The capital of France is" -n 10[/]
     """
     session = Session(json, quiet=quiet, debug=debug)
-    loaded = session.load(model, device, dtype, seed)
+    loaded = session.load(model, device, dtype, seed, adapter)
+    session.weigh(loaded, prompt, more_tokens=max_new_tokens)
     if json is not None:
         with session.busy("writing"):
             result = loaded.generate(

@@ -29,6 +29,7 @@ def heads(  # noqa: PLR0913 - the options are the interface
     html: options.Html = None,
     device: options.Device = None,
     dtype: options.DtypeOption = options.Dtype.float32,
+    adapter: options.Adapter = None,
     seed: options.Seed = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -38,11 +39,14 @@ def heads(  # noqa: PLR0913 - the options are the interface
     [bold]torch-mi heads demo --kind previous_token[/]
     """
     session = Session(json, html, quiet=quiet, debug=debug)
-    loaded = session.load(model, device, dtype, seed)
+    loaded = session.load(model, device, dtype, seed, adapter)
     from torch_mi import show  # noqa: PLC0415 - `--help` must not pay for torch
-    from torch_mi.analysis.heads import find_heads  # noqa: PLC0415
+    from torch_mi.analysis.heads import find_heads, repeated  # noqa: PLC0415
+    from torch_mi.hooks.point import HookPoint  # noqa: PLC0415
     from torch_mi.show.pages import heads_page  # noqa: PLC0415
 
+    tokens, _ = repeated(loaded, length=20, repeats=8, seed=0)  # the defaults of find_heads
+    session.weigh(loaded, tokens, HookPoint.AttnPattern)
     with session.busy("scoring every head"):
         found = find_heads(loaded, kind=kind.value, seed=seed or 0)
     session.write_json(found.to_dict())

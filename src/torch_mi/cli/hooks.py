@@ -5,12 +5,13 @@ from torch_mi.cli import options
 from torch_mi.cli.session import Session
 
 
-def hooks(
+def hooks(  # noqa: PLR0913 - the options are the interface
     model: options.ModelArgument = "demo",
     *,
     json: options.Json = None,
     device: options.Device = None,
     dtype: options.DtypeOption = options.Dtype.float32,
+    adapter: options.Adapter = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -19,7 +20,7 @@ def hooks(
     [bold]torch-mi hooks demo[/]
     """
     session = Session(json, quiet=quiet, debug=debug)
-    loaded = session.load(model, device, dtype)
+    loaded = session.load(model, device, dtype, adapter=adapter)
     from torch_mi.show.listings import hook_table  # noqa: PLC0415 - `--help` has no torch
 
     rows = [

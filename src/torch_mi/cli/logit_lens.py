@@ -43,6 +43,7 @@ def logit_lens(  # noqa: PLR0913 - the options are the interface
     html: options.Html = None,
     device: options.Device = None,
     dtype: options.DtypeOption = options.Dtype.float32,
+    adapter: options.Adapter = None,
     seed: options.Seed = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -52,10 +53,12 @@ def logit_lens(  # noqa: PLR0913 - the options are the interface
     [bold]torch-mi logit-lens "The capital of France is" --target " Paris"[/]
     """
     session = Session(json, html, quiet=quiet, debug=debug)
-    loaded = session.load(model, device, dtype, seed)
+    loaded = session.load(model, device, dtype, seed, adapter)
     from torch_mi import show  # noqa: PLC0415 - `--help` must not pay for torch
     from torch_mi.analysis import lens  # noqa: PLC0415
+    from torch_mi.hooks.point import HookPoint  # noqa: PLC0415
 
+    session.weigh(loaded, prompt, HookPoint.ResidPost)
     with session.busy("reading the layers"):
         results = lens.logit_lens(
             loaded,

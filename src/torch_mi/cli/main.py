@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.main import get_command
 
 from torch_mi.cli.attribute import attribute
+from torch_mi.cli.check import check
 from torch_mi.cli.demo import demo
 from torch_mi.cli.doctor import doctor
 from torch_mi.cli.download import download
@@ -82,6 +83,7 @@ VERBS = (
     hooks,
     inspect,
     verify,
+    check,
     download,
     doctor,
 )

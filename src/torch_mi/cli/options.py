@@ -15,6 +15,7 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float64 = "float64"
+    auto = "auto"
 
 
 RUN = "How it runs"
@@ -48,7 +49,16 @@ DtypeOption = Annotated[
     Option(
         "--dtype",
         metavar="DTYPE",
-        help="float32, bfloat16, float16 or float64.",
+        help="float32, bfloat16, float16, float64, or auto: the model's own.",
+        rich_help_panel=RUN,
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    Option(
+        "--adapter",
+        metavar="ADAPTER",
+        help="A LoRA to merge into the model: a folder or a Hub id.",
         rich_help_panel=RUN,
     ),
 ]

@@ -43,6 +43,7 @@ def patch(  # noqa: PLR0913 - the options are the interface
     html: options.Html = None,
     device: options.Device = None,
     dtype: options.DtypeOption = options.Dtype.float32,
+    adapter: options.Adapter = None,
     seed: options.Seed = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -52,12 +53,14 @@ def patch(  # noqa: PLR0913 - the options are the interface
     [bold]torch-mi patch "The capital of France is" "The capital of Italy is"[/]
     """
     session = Session(json, html, quiet=quiet, debug=debug)
-    loaded = session.load(model, device, dtype, seed)
+    loaded = session.load(model, device, dtype, seed, adapter)
     from torch_mi import show  # noqa: PLC0415 - `--help` must not pay for torch
     from torch_mi.analysis import patching  # noqa: PLC0415
+    from torch_mi.hooks.point import HookPoint  # noqa: PLC0415
     from torch_mi.show.pages import patch_page  # noqa: PLC0415
     from torch_mi.sweeps.metrics import logit_diff, prob  # noqa: PLC0415
 
+    session.weigh(loaded, clean, HookPoint.ResidPre)
     answer = loaded.forward(clean).output[0, -1].argmax() if target is None else target
     word = answer if isinstance(answer, str) else int(answer)
     metric = prob(word) if other is None else logit_diff(word, other)

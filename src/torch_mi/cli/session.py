@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from rich.console import Console
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from torch_mi.model import MIModel
+    from torch_mi.prompts import Prompt
     from torch_mi.show.page import Section
 
 PIPE_CLOSED = 141
@@ -77,7 +78,12 @@ class Session:
             plotly_js()
 
     def load(
-        self, model: str, device: str | None, dtype: Dtype = Dtype.float32, seed: int | None = None
+        self,
+        model: str,
+        device: str | None,
+        dtype: Dtype = Dtype.float32,
+        seed: int | None = None,
+        adapter: str | None = None,
     ) -> "MIModel":
         """The model that a verb looks at."""
         with self.busy(f"loading {model}"):
@@ -92,7 +98,26 @@ class Session:
                 place = None if device is None else torch.device(device)
             except RuntimeError as cause:
                 raise ModelError(f"--device {device!r} is not cpu, cuda, cuda:N or mps") from cause
-            return MIModel.from_pretrained(model, device=place, dtype=torch_dtype(dtype))
+            held = torch_dtype(dtype)
+            loaded = MIModel.from_pretrained(model, device=place, dtype=held, adapter=adapter)
+        if loaded.origin.assumed:
+            self.remark(
+                f"{loaded.origin.family!r} is no known family: {loaded.origin.assumed[0]} "
+                "(torch-mi check says all that is assumed, torch-mi verify proves it)"
+            )
+        return loaded
+
+    def weigh(self, model: "MIModel", prompt: "Prompt", *points: str, more_tokens: int = 0) -> None:
+        """Say so, before a run that captures `points`, if there is not the memory for it."""
+        from torch_mi.forecasting import shortage  # noqa: PLC0415 - needs torch
+        from torch_mi.hooks.spec import HookSpec  # noqa: PLC0415
+
+        if more_tokens > 0:
+            rows = model.read_prompt(prompt).rows()
+            prompt = [row + row[-1:] * more_tokens for row in rows]
+        short = shortage(model, prompt, HookSpec().capture(*points), keep=more_tokens > 0)
+        if short:
+            self.remark(f"warning: {short.replace('load in bfloat16', 'use --dtype bfloat16')}")
 
     @contextmanager
     def busy(self, what: str) -> Generator[None]:
@@ -169,13 +194,15 @@ def check_writable(path: Path) -> None:
         raise FileError(f"cannot write {path}: {cause.strerror}") from cause
 
 
-def torch_dtype(name: Dtype) -> "torch.dtype":
+def torch_dtype(name: Dtype) -> "torch.dtype | Literal['auto']":
     """The torch dtype that `--dtype` names."""
     import torch  # noqa: PLC0415 - `--help` must not pay for it
 
-    return {
+    held: dict[Dtype, torch.dtype | Literal["auto"]] = {
+        Dtype.auto: "auto",
         Dtype.float32: torch.float32,
         Dtype.bfloat16: torch.bfloat16,
         Dtype.float16: torch.float16,
         Dtype.float64: torch.float64,
-    }[name]
+    }
+    return held[name]

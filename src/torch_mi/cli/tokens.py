@@ -19,12 +19,11 @@ def tokens(
     """
     session = Session(json, quiet=quiet, debug=debug)
     with session.busy(f"loading the tokenizer of {model}"):
-        from torch_mi.loading import Request, locate  # noqa: PLC0415 - they import torch
+        from torch_mi.loading import Request, locate, tokenizer_of  # noqa: PLC0415 - torch
         from torch_mi.show.listings import token_table  # noqa: PLC0415
-        from torch_mi.tokens.tokenizer import MITokenizer  # noqa: PLC0415
 
         source = locate(model, Request())
-        tokenizer = MITokenizer.from_folder(source.folder)
+        tokenizer = tokenizer_of(source)
     found = tokenizer.encode_with_offsets(prompt)
     rows = [
         {

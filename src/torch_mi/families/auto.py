@@ -11,6 +11,7 @@ issues wins; if it has any, the model is refused.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cache
 from typing import Any, cast
 
@@ -37,18 +38,21 @@ from torch_mi.families.styles import (
     Names,
     is_buffer,
     kinds_of,
+    pattern_of,
     read_names,
     shared_pool,
 )
 
-Shapes = Callable[[TransformerConfig], Mapping[str, Shape]]
-"""The shape of every parameter of a model of some config."""
+Shapes = Callable[[TransformerConfig, Mapping[str, Shape]], Mapping[str, Shape]]
+"""The shape of every parameter of a model of some config; an error if the stored ones rule it out.
+"""
 
 BASES = tuple(family for family in FAMILIES.values() if type(family) is Family)
 
 UNSEEN = (
-    "neither names nor keys show it, so it is assumed: norms multiply by their gain, embeddings are "
-    "not scaled, rotary dimensions are paired across halves of a head"
+    "what shows in neither tensors nor keys is taken to be the plain case: norms multiply by their "
+    "gain and not by 1 + gain, embeddings, scores, logits and what layers add are not scaled, "
+    "rotary pairs lie half a head apart, and attention has no window; prove it with torch-mi verify"
 )
 """What is said of every inferred model."""
 
@@ -232,9 +236,9 @@ OUTRIGHT = ("qkv_bias", "o_proj_bias", "mlp_bias", "gated_mlp", "layout", "tie_w
 
 def wording(value: object) -> str:
     """A field's value in words."""
-    return {True: "on", False: "off", None: "absent"}.get(cast("bool", value), str(value)) if (
-        value is None or isinstance(value, bool)
-    ) else str(value)
+    if value is None or isinstance(value, bool):
+        return {True: "on", False: "off", None: "absent"}[value]
+    return str(value.value) if isinstance(value, Enum) else str(value)
 
 
 def settle(attempt: Attempt, shapes: Mapping[str, Shape], measure: Shapes) -> None:
@@ -243,7 +247,7 @@ def settle(attempt: Attempt, shapes: Mapping[str, Shape], measure: Shapes) -> No
         return
     try:
         cfg = TransformerConfig(**cast("dict[str, Any]", attempt.readings.values))
-        wanted = measure(cfg)
+        wanted = measure(cfg, shapes)
         found = match(cfg, wanted, attempt.names.sources, (), list(shapes))
     except (ConfigError, ModelError) as error:
         attempt.issues.append(str(error))
@@ -260,10 +264,13 @@ def settle(attempt: Attempt, shapes: Mapping[str, Shape], measure: Shapes) -> No
 
 
 def lacking(missing: tuple[str, ...], attempt: Attempt) -> Iterator[str]:
-    """Tensors that the config asks for, by kind."""
-    for kind in kinds_of(dict.fromkeys(missing, ())).values():
-        many = f" ({len(kind.names)} of them)" if len(kind.names) > 1 else ""
-        yield f"expected {kind.pattern}{many}, as in {attempt.base.model_type}; it is not there"
+    """Modules that the config asks for, by kind."""
+    modules = dict[str, list[str]]()
+    for name in missing:
+        modules.setdefault(pattern_of(name).rpartition(".")[0], []).append(name)
+    for module, names in modules.items():
+        leaves = " and ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+        yield f"expected {module} ({leaves}), as in {attempt.base.model_type}; it is not there"
 
 
 def doubts_of(
@@ -271,17 +278,17 @@ def doubts_of(
 ) -> Iterator[str]:
     """Arithmetic that shows in nothing, and that a kinship suggests."""
     whole = {a.base.model_type for a in attempts if not a.issues}
-    has = {feature.words for feature in best.unclear}
-    if has:
+    if best.unclear:
         yield doubt(best.base.model_type, best.unclear, "its names are those of", whole)
-    said = dict[str, str]()
+        return
+    stems = set[str]()
     for readings in sorted(others, key=lambda r: (len(r.unread), r.absent)):
         name = readings.family.model_type
         because = hint_of(readings, others, best.raw, told)
-        more = [f for f in hidden(readings.values, readings.keys) if f.words not in has]
-        if because and more and name != best.base.model_type:
-            said.setdefault(because, doubt(name, more, because, whole))
-    yield from said.values()
+        more = list(hidden(readings.values, readings.keys))
+        if because and more and stem(name) not in stems and name != best.base.model_type:
+            stems.add(stem(name))
+            yield doubt(name, more, because, whole)
 
 
 def doubt(name: str, features: list[Feature], because: str, whole: set[str]) -> str:
@@ -301,15 +308,15 @@ def hint_of(
     """What makes one think of a family: its name, or a key that only its kin knows."""
     if readings.family.model_type in told:
         return f"the name {raw.get('model_type')!r} hints at"
-    rest = [each.known for each in others if not kin(each.family, readings.family)]
+    name = stem(readings.family.model_type)
+    rest = [each.known for each in others if stem(each.family.model_type) != name]
     special = sorted(readings.own - frozenset().union(*rest))
     return f"the key {special[0]} hints at" if special else ""
 
 
-def kin(one: Family, other: Family) -> bool:
-    """Whether two families are versions of one."""
-    stems = [re.split(r"[\d_]", family.model_type)[0] for family in (one, other)]
-    return stems[0] == stems[1]
+def stem(name: str) -> str:
+    """What versions of one family have in common."""
+    return re.split(r"[\d_]", name)[0]
 
 
 def assumptions(attempt: Attempt) -> Iterator[str]:
@@ -326,7 +333,8 @@ def assumptions(attempt: Attempt) -> Iterator[str]:
     for name, label in TOLD.items():
         reading = attempt.readings.fields.get(name)
         if reading is not None and not reading.keys and not reading.error:
-            yield f"{label} is that of {base}, {brief(reading.value)}: the config does not say"
+            said = wording(reading.value)
+            yield f"{label} is that of {base}, {said}: the config does not say"
     yield UNSEEN
 
 

@@ -25,7 +25,7 @@ from torch_mi.families.rules import (
     kv_heads,
     number,
 )
-from torch_mi.families.sources import Named, Source
+from torch_mi.families.sources import Named, Source, source_of
 
 SHARED: dict[str, Source] = {
     "blocks.*.mlp.shared.gate": f"{MLP}.shared_experts.gate_proj",
@@ -42,9 +42,7 @@ def after_dense(first: int) -> Callable[[Reader], tuple[bool, ...]]:
         step = cast("int", integer("moe_layer_freq", 1)(c))
         if step <= 0:
             raise ConfigError(f"{c.name}: moe_layer_freq = {step} is not positive")
-        return tuple(
-            i >= start and i % step == 0 for i in range(c.need(int, "num_hidden_layers"))
-        )
+        return tuple(i >= start and i % step == 0 for i in range(c.need(int, "num_hidden_layers")))
 
     return rule
 
@@ -67,7 +65,9 @@ def shared_width(width: int, count: int) -> Rule:
 
 def several_normalised(c: Reader) -> bool:
     """Whether weights are taken in proportion; that of a lone expert never is."""
-    return flag("norm_topk_prob", default=False)(c) is True and c.get(int, "num_experts_per_tok") != 1
+    return (
+        flag("norm_topk_prob", default=False)(c) is True and c.get(int, "num_experts_per_tok") != 1
+    )
 
 
 DEEPSEEK = LLAMA.but(
@@ -175,7 +175,10 @@ DEEPSEEK_V2 = LLAMA.but(
     },
     variants=(TOGETHER,),
     aliases={"num_experts": "n_routed_experts"},
-    inert=ROUTING | DENSE | {"head_dim", "n_shared_experts", "qk_head_dim"},
+    inert=ROUTING
+    | DENSE
+    | {"head_dim", "n_group", "n_routed_experts", "n_shared_experts", "qk_head_dim"}
+    | {"routed_scaling_factor", "topk_group"},
     fixed={
         "moe_layer_freq": (1,),
         "norm_topk_prob": (False,),
@@ -202,10 +205,32 @@ DEEPSEEK_V2 = LLAMA.but(
 )
 
 
+CORRECTED: dict[str, Source] = {
+    "blocks.*.mlp.correction": Named(f"{MLP}.gate.e_score_correction_bias")
+}
+
+
 def chosen_pairing(c: Reader) -> Rope:
     """Neighbouring dimensions turn together unless the config says otherwise."""
     pairs = cast("bool", flag("rope_interleave", default=True)(c))
     return RopeRule(4096, ROPE, interleaved=pairs)(c)
+
+
+FORETOLD = "model.layers.61."
+"""The published model's layer after the last, which guesses a second token."""
+
+
+def foretelling() -> tuple[str, ...]:
+    """The names of that layer's tensors."""
+    sources = {**DEEPSEEK_V2.sources, **CORRECTED}.values()
+    layer = [s for s in map(source_of, sources) if ".layers.*." in s.theirs]
+    own = ("embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head")
+    named = [f"{FORETOLD}{module}.weight" for module in own]
+    for source in layer:
+        full = isinstance(source, Named)
+        name = source.theirs.replace("model.layers.*.", FORETOLD).replace("#", "*")
+        named.append(name if full else f"{name}.weight")
+    return tuple(named)
 
 
 DEEPSEEK_V3 = DEEPSEEK_V2.but(
@@ -232,9 +257,10 @@ DEEPSEEK_V3 = DEEPSEEK_V2.but(
             },
         ),
     },
-    sources={"blocks.*.mlp.correction": Named(f"{MLP}.gate.e_score_correction_bias")},
+    sources=CORRECTED,
+    buffers=foretelling(),
     aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
-    inert={"n_group", "num_nextn_predict_layers", "routed_scaling_factor", "topk_group"},
+    inert={"num_nextn_predict_layers"},
     fixed={
         "mlp_bias": (False,),
         "norm_topk_prob": (False, True),

@@ -138,5 +138,3 @@ def tying(names: Names, _values: Values, config: Mapping[str, object]) -> Iterat
         there = names.has("head")
         because = f"the checkpoint has {'an' if there else 'no'} unembedding of its own"
         yield Shown("tie_word_embeddings", not there, because)
-
-

@@ -37,14 +37,10 @@ GPT_KEYS = {
 """What GPT-2 calls the sizes of a model."""
 
 SUMMARY = frozenset(
-    [
-        "n_ctx",
-        "summary_activation",
-        "summary_first_dropout",
-        "summary_proj_to_labels",
-        "summary_type",
-        "summary_use_proj",
-    ]
+    """
+    n_ctx n_special predict_special_tokens summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj
+    """.split()  # noqa: SIM905 - shorter than a list
 )
 """Keys of heads that a language model has not."""
 
@@ -150,6 +146,14 @@ def one_or_all(c: Reader) -> int:
     return 1 if shared else c.need(int, "num_attention_heads")
 
 
+BIGCODE_INERT = frozenset(
+    """
+    attention_softmax_in_fp32 inference_runner max_batch_size max_sequence_length
+    num_key_value_heads pad_key_length pre_allocate_kv_cache runner_max_sequence_length
+    scale_attention_softmax_in_fp32 validate_runner_input
+    """.split()  # noqa: SIM905 - shorter than a list
+)
+
 GPT_BIGCODE = GPT2.but(
     "gpt_bigcode",
     rules={
@@ -163,20 +167,7 @@ GPT_BIGCODE = GPT2.but(
         "blocks.*.mlp.up": "transformer.h.*.mlp.c_fc",
         "blocks.*.mlp.down": "transformer.h.*.mlp.c_proj",
     },
-    inert=frozenset(
-        [
-            "attention_softmax_in_fp32",
-            "inference_runner",
-            "max_batch_size",
-            "max_sequence_length",
-            "num_key_value_heads",
-            "pad_key_length",
-            "pre_allocate_kv_cache",
-            "runner_max_sequence_length",
-            "scale_attention_softmax_in_fp32",
-            "validate_runner_input",
-        ]
-    ),
+    inert=BIGCODE_INERT,
     fixed={"reorder_and_upcast_attn": (False,), "scale_attn_by_inverse_layer_idx": (False,)},
     tiny=EVEN_SHARE,
 )

@@ -32,6 +32,8 @@ class Feature:
     test: Test
     evidence: str
     """A pattern of the keys that speak of it, among those that the field is read from."""
+    against: str = ""
+    """A pattern of keys without which the feature is plain."""
 
 
 def norm_is(*types: NormType) -> Test:
@@ -144,6 +146,13 @@ FEATURES = (
         norm_is(NormType.LayerGain),
         "layer_?norm|norm_type",
     ),
+    Feature(
+        "norms are of root mean square and have an epsilon that is named for layer norms",
+        "norm_type",
+        norm_is(NormType.Rms, NormType.RmsFloat),
+        NEVER,
+        against="layer_?norm",
+    ),
     Feature("embeddings are scaled", "embedding", scale_of_embedding, "scal|multipl"),
     Feature("rotary pairs are interleaved", "ropes", interleaved, "interleav"),
     Feature("only part of each head turns", "ropes", turns_in_part, "rotary|rope_p"),
@@ -157,7 +166,7 @@ FEATURES = (
         "some layers have a window",
         "windows",
         windowed_in_part,
-        "layer_types|pattern|max_window|attention_types",
+        "layer_types|pattern|max_window|attention_types|no_rope",
     ),
     Feature(
         "scores are not divided by the root of a head's width",
@@ -165,7 +174,12 @@ FEATURES = (
         scaled_otherwise,
         "scal|multipl|attn_config",
     ),
-    Feature("scores are soft-capped", "attn_logit_softcapping", set_at_all("attn_logit_softcapping"), ANY),
+    Feature(
+        "scores are soft-capped",
+        "attn_logit_softcapping",
+        set_at_all("attn_logit_softcapping"),
+        ANY,
+    ),
     Feature("logits are soft-capped", "head", cap_of_head, "softcap"),
     Feature("logits are scaled", "head", scale_of_head, "scal|multipl"),
     Feature("queries, keys and values are clipped", "clip_qkv", set_at_all("clip_qkv"), ANY),
@@ -189,5 +203,6 @@ def hidden(values: Values, keys: Mapping[str, frozenset[str]]) -> Iterator[Featu
         if feature.field == "norm_type":
             read = read | keys.get("norm_eps", frozenset())
         told = any(re.search(feature.evidence, key) for key in read)
-        if feature.test(values) and not told:
+        odd = any(re.search(feature.against, key) for key in read) or not feature.against
+        if odd and not told and feature.test(values):
             yield feature

@@ -182,7 +182,7 @@ def mpt_alibi(c: Reader) -> Alibi:
     steepest = number("alibi_bias_max", 8.0)(r)
     for key in ("clip_qkv", "softmax_scale"):
         r.get(float, key)
-    r.refuse_unread(INERT | {"attn_impl", "attn_pdrop"}, "mpt")
+    r.refuse_unread(INERT | set(FIXED) | {"attn_impl", "attn_pdrop"}, "mpt")
     return Alibi(max_bias=steepest)
 
 

@@ -61,7 +61,6 @@ MIXTRAL = MISTRAL.but(
 )
 
 
-
 def lower_layers(c: Reader) -> tuple[int | None, ...]:
     """If windows are used at all, they are in the even layers below `max_window_layers`."""
     window = read_window(c, 4096)

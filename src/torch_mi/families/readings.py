@@ -52,7 +52,7 @@ class Readings:
     own: frozenset[str] = frozenset()
     """Keys that are set and have a meaning in this family."""
     known: frozenset[str] = frozenset()
-    """Those and the ones that it knows to change nothing."""
+    """Those, sizes, and what changes nothing."""
     wrong: tuple[str, ...] = ()
     """Keys whose values the family refuses."""
 
@@ -95,10 +95,10 @@ def readings_of(family: Family, raw: Mapping[str, object]) -> Readings:
     left = {spelt[k]: v for k, v in respelt.items() if v is not None and k not in known}
     unread = {k: v for k, v in left.items() if not PLAINLY_INERT.fullmatch(k)}
     absent = len([key for key in asked if respelt.get(key) is None])
-    there = {key for key, value in respelt.items() if value is not None} - STRUCTURAL - INERT
-    own = frozenset(spelt[k] for k in there & (asked | set(family.fixed)) - set(FIXED))
-    more = frozenset(spelt[k] for k in there & family.inert)
-    return Readings(family, fields, unread, absent, own, own | more, tuple(refused(family, respelt)))
+    there = {key for key, value in respelt.items() if value is not None}
+    special = there & (asked | set(family.fixed)) - set(FIXED) - STRUCTURAL - INERT
+    own, all_known = (frozenset(spelt[k] for k in each) for each in (special, there & known))
+    return Readings(family, fields, unread, absent, own, all_known, tuple(refused(family, respelt)))
 
 
 def refused(family: Family, respelt: Mapping[str, object]) -> Iterator[str]:

@@ -10,13 +10,13 @@ ENCODERS = """
     luke mega megatron-bert mobilebert modernbert mpnet mra neobert nezha nomic_bert nystromformer
     perceiver qdqbert reformer rembert roberta roberta-prelayernorm roc_bert roformer splinter
     squeezebert xlm xlm-roberta xlm-roberta-xl xmod yoso
-""".split()
+"""
 
 ENCODER_DECODERS = """
     bart bigbird_pegasus blenderbot blenderbot-small encoder-decoder fsmt gptsan-japanese led
     longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus pegasus_x plbart prophetnet
     seamless_m4t switch_transformers t5 t5gemma t5gemma2 tapex udop umt5 xlm-prophetnet
-""".split()
+"""
 
 MULTIMODAL = """
     align aria aya_vision blip blip-2 bridgetower chameleon clip clipseg cohere2_vision colpali
@@ -27,7 +27,7 @@ MULTIMODAL = """
     phi4_multimodal pixtral qwen2_5_omni qwen2_5_vl qwen2_audio qwen2_vl qwen3_omni_moe qwen3_vl
     qwen3_vl_moe siglip siglip2 smolvlm ultravox video_llava vilt vipllava vision-encoder-decoder
     vision-text-dual-encoder vlm voxtral
-""".split()
+"""
 
 NOT_TEXT = """
     audio-spectrogram-transformer autoformer bark beit conditional_detr convnext convnextv2 cvt
@@ -35,17 +35,17 @@ NOT_TEXT = """
     informer mask2former maskformer mimi moonshine musicgen owlvit patchtst resnet sam segformer
     speech_to_text speecht5 swin swinv2 timesformer univnet vit vit_mae vits wav2vec2
     wav2vec2-conformer wavlm whisper yolos
-""".split()
+"""
 
 RECURRENT = """
     falcon_mamba hgrn hgrn2 linear_attn mamba mamba2 retnet rwkv rwkv5 rwkv6 rwkv7 xlstm gla
     gated_deltanet
-""".split()
+"""
 
 HYBRIDS = """
     bamba falcon_h1 granitemoehybrid jamba kimi_linear lfm2 lfm2_moe minimax nemotron_h phi4flash
     qwen3_next recurrent_gemma rwkv6qwen2 samba zamba zamba2
-""".split()
+"""
 
 OTHERWISE = {
     "bitnet": "its layers round what they read to eight bits",
@@ -65,16 +65,16 @@ OTHERWISE = {
 RUNS = "torch-mi runs decoder-only language models"
 
 KINDS: Mapping[str, str] = {
-    **dict.fromkeys(ENCODERS, f"an encoder, which predicts no next token; {RUNS}"),
-    **dict.fromkeys(ENCODER_DECODERS, f"an encoder with a decoder; {RUNS}"),
-    **dict.fromkeys(MULTIMODAL, f"multimodal, with images or sounds beside text; {RUNS} of text"),
-    **dict.fromkeys(NOT_TEXT, f"no language model; {RUNS}"),
+    **dict.fromkeys(ENCODERS.split(), f"an encoder, which predicts no next token; {RUNS}"),
+    **dict.fromkeys(ENCODER_DECODERS.split(), f"an encoder with a decoder; {RUNS}"),
+    **dict.fromkeys(MULTIMODAL.split(), f"multimodal, with images or sounds beside text; {RUNS} of text"),
+    **dict.fromkeys(NOT_TEXT.split(), f"no language model; {RUNS}"),
     **dict.fromkeys(
-        RECURRENT,
+        RECURRENT.split(),
         "recurrent: it has a state in place of attention, and recurrent models are not supported",
     ),
     **dict.fromkeys(
-        HYBRIDS,
+        HYBRIDS.split(),
         "a hybrid of recurrent and attention layers, and recurrent layers are not supported",
     ),
 }
@@ -92,14 +92,14 @@ HEADS = {
 """What models whose class ends so do instead of predicting tokens."""
 
 TASKS = {
-    "ForMaskedLM": ENCODERS[0],
-    "ForPreTraining": ENCODERS[0],
-    "ForSpeechSeq2Seq": NOT_TEXT[0],
-    "ForCTC": NOT_TEXT[0],
-    "ForImageClassification": NOT_TEXT[0],
-    "ForObjectDetection": NOT_TEXT[0],
-    "ForSeq2SeqLM": ENCODER_DECODERS[0],
-    "ForConditionalGeneration": ENCODER_DECODERS[0],
+    "ForMaskedLM": "bert",
+    "ForPreTraining": "bert",
+    "ForSpeechSeq2Seq": "whisper",
+    "ForCTC": "whisper",
+    "ForImageClassification": "whisper",
+    "ForObjectDetection": "whisper",
+    "ForSeq2SeqLM": "bart",
+    "ForConditionalGeneration": "bart",
 }
 """For classes that end so, a `model_type` of the same kind."""
 
@@ -144,9 +144,9 @@ def foreign(raw: Mapping[str, object], name: str) -> str:
         return f"{name!r} is {KINDS[name]}"
     senses = [key for key in SENSES if raw.get(key) is not None]
     if senses:
-        return f"{name!r} is {KINDS[MULTIMODAL[0]]} (config.json has {senses[0]})"
+        return f"{name!r} is {KINDS['llava']} (config.json has {senses[0]})"
     if raw.get("is_encoder_decoder") is True:
-        return f"{name!r} is {KINDS[ENCODER_DECODERS[0]]} (config.json has is_encoder_decoder)"
+        return f"{name!r} is {KINDS['bart']} (config.json has is_encoder_decoder)"
     for architecture in classes(raw):
         for ending, kin in TASKS.items():
             if architecture.endswith(ending):

@@ -57,7 +57,7 @@ class Reader:
             )
         return value
 
-    def _real(self, key: str, value: float) -> float:
+    def _real(self, key: str, value: int | float) -> float:
         """A number that can be computed with: JSON as Python reads it has others."""
         try:
             real = float(value)

@@ -154,8 +154,10 @@ class Style:
     share: float
 
 
-def style_of(kinds: Mapping[str, Kind], families: Sequence[Family]) -> Style | None:
-    """The naming scheme that accounts for most kinds of tensors, if one accounts for any."""
+def style_of(
+    kinds: Mapping[str, Kind], families: Sequence[Family], rather: Sequence[str] = ()
+) -> Style | None:
+    """The naming scheme that accounts for most kinds of tensors, `rather` one of these families'."""
     best: Style | None = None
     for family in families:
         for table in family.tables():
@@ -163,6 +165,7 @@ def style_of(kinds: Mapping[str, Kind], families: Sequence[Family]) -> Style | N
             hits = len(known & set(kinds))
             # of two tables that know as much, the one that asks for less is the nearer
             share = hits / max(len(kinds), 1) - len(table) * 1e-6
+            share += 1e-3 * (family.model_type in rather)
             if hits and (best is None or share > best.share):
                 layered = next((n for n in map(source_name, table.values()) if LAYER in n), "")
                 best = Style(family.model_type, layered.partition(LAYER)[0], share)

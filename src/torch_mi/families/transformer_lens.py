@@ -99,9 +99,7 @@ UNUSED = "pos_embed.W_pos"
 """Made, and not used, where positions are not learned."""
 
 
-def place_lens(
-    cfg: TransformerConfig, shapes: Mapping[str, Shape], names: Collection[str]
-) -> Plan:
+def place_lens(cfg: TransformerConfig, shapes: Mapping[str, Shape], names: Collection[str]) -> Plan:
     """Where each of our parameters lies among their tensors, every one accounted for."""
     unused = (UNUSED,) if cfg.embedding.learned is None else ()
     return place(cfg, shapes, [SOURCES, GROUPED], (*BUFFERS, *unused), names)

@@ -180,7 +180,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     c = Reader(raw, SETTINGS)
     _check_kind(raw, c)
     tensors, replaced = dict[str, dict[str, Tensor]](), dict[str, Tensor]()
-    for whole, value in _tensors(folder).items():
+    for whole, value in sorted(_tensors(folder).items()):
         name = whole.removeprefix(PREFIX)
         found = LEAF.fullmatch(name)
         if found is not None:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from torch_mi.errors import FileError, ModelError, did_you_mean
-from torch_mi.files.gguf_config import build_config
-from torch_mi.files.gguf_layout import FACTORS, Facts, Part, parts_of
-from torch_mi.files.gguf_names import layout_of
+from torch_mi.families.gguf_config import build_config
+from torch_mi.families.gguf_layout import FACTORS, Facts, Part, parts_of
+from torch_mi.families.gguf_names import layout_of
 from torch_mi.files.weights import Weights
 
 if TYPE_CHECKING:

@@ -187,11 +187,11 @@ def _from_hub(
     if local_files_only:
         return _cached(model_id, kind, revision)
     try:
-        with _hub_errors(model_id, revision):
+        with hub_errors(model_id, revision):
             info = HfApi().model_info(model_id, revision=revision, token=token)
             files = [file.rfilename for file in info.siblings or []]
             folder = _snapshot(model_id, revision, kind.wanted(model_id, files), token)
-    except _UnreachableError as cause:
+    except UnreachableError as cause:
         return _cached(model_id, kind, revision, cause)
     return Source(folder, model_id, folder.name)
 
@@ -217,12 +217,12 @@ def _snapshot(
     )
 
 
-class _UnreachableError(DownloadError):
+class UnreachableError(DownloadError):
     """The Hub did not answer at all."""
 
 
 def _cached(
-    model_id: str, kind: Kind, revision: str | None, why: _UnreachableError | None = None
+    model_id: str, kind: Kind, revision: str | None, why: UnreachableError | None = None
 ) -> Source:
     """A complete repository from the cache, without any network."""
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
@@ -247,7 +247,7 @@ def _near_cached(model_id: str) -> str:
     return did_you_mean(model_id, [model.model_id for model in cached_models()])
 
 
-def _remedy(why: _UnreachableError | None) -> str:
+def _remedy(why: UnreachableError | None) -> str:
     if why is None:
         return "leave local_files_only out to download it, or give a folder"
     return (
@@ -338,7 +338,7 @@ def _top(names: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _hub_errors(model_id: str, revision: str | None) -> Generator[None]:
+def hub_errors(model_id: str, revision: str | None) -> Generator[None]:
     """What the Hub's client raises, as errors that say what to do."""
     from huggingface_hub.errors import (  # noqa: PLC0415
         HfHubHTTPError,
@@ -353,12 +353,12 @@ def _hub_errors(model_id: str, revision: str | None) -> Generator[None]:
     except HfHubHTTPError as cause:
         raise DownloadError(_refusal(cause, model_id, revision)) from cause
     except OfflineModeIsEnabled as cause:
-        raise _UnreachableError("HF_HUB_OFFLINE forbids the network") from cause
+        raise UnreachableError("HF_HUB_OFFLINE forbids the network") from cause
     except (transport, LocalEntryNotFoundError, ConnectionError) as cause:
-        raise _UnreachableError(f"the Hub cannot be reached ({cause})") from cause
+        raise UnreachableError(f"the Hub cannot be reached ({cause})") from cause
     except OSError as cause:
         if cause.errno is None:  # how older clients say that there is no network
-            raise _UnreachableError(f"the Hub cannot be reached ({cause})") from cause
+            raise UnreachableError(f"the Hub cannot be reached ({cause})") from cause
         raise DownloadError(f"{model_id} could not be downloaded: {cause}") from cause
 
 

@@ -66,7 +66,7 @@ def awq(weights: Weights, c: Reader) -> dict[str, Piece]:
     version = (c.get(str, "version") or c.get(str, "format") or "gemm").lower()
     if bits != AWQ_BITS or version != "gemm":
         raise ConfigError(
-            f"{c.name}: AWQ of {bits} bits in {version!r} layout; 4 in 'gemm' is read"
+            f"{c.name}: AWQ of {bits} bits in {version!r} layout is not read; 4 in 'gemm' is"
         )
     per, shapes = WORD // bits, weights.shapes()
     pieces = dict[str, Piece]()

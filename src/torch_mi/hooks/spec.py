@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from torch_mi.errors import HookError, InterventionError
 from torch_mi.hooks.interventions import Intervention
@@ -14,12 +14,14 @@ from torch_mi.hooks.states import StateKnockoutSpec, StateSteeringSpec
 T_co = TypeVar("T_co", covariant=True)
 
 
+@runtime_checkable
 class Estimates(Protocol[T_co]):
     """What tells the bytes of a run."""
 
     def estimate(self, start: Any, spec: "HookSpec | None" = None, /) -> T_co: ...
 
 
+@runtime_checkable
 class Rehearsable(Protocol[T_co]):
     """A model that can be run without data."""
 

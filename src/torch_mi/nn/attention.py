@@ -52,17 +52,24 @@ class Attention(nn.Module):
         return cast("Tensor | None", self.o.bias)
 
     def forward(self, x: Resid, shared: Shared, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
+        q = self.ask(x, shared, tap)
+        k, v = self.remember(x, shared, tap, past)
+        return self.output(self.mix(q, k, v, shared, tap), tap), (k, v)
+
+    def ask(self, x: Resid, shared: Shared, tap: Tap) -> Heads:
+        """Every head's queries, turned."""
         q = tap(HookPoint.AttnQ, project(self.q, x, self.heads, HookPoint.AttnQIn, tap))
+        return tap(HookPoint.AttnRotQ, shared.rotate(self.normed(self.norm_q, q, tap), self.rope))
+
+    def remember(self, x: Resid, shared: Shared, tap: Tap, past: Carry) -> tuple[Tensor, Tensor]:
+        """Keys, turned, and values, after those of earlier tokens."""
         k = tap(HookPoint.AttnK, project(self.k, x, self.kv_heads, HookPoint.AttnKIn, tap))
-        v = tap(
-            HookPoint.AttnV, self.clipped(project(self.v, x, self.kv_heads, HookPoint.AttnVIn, tap))
-        )
-        q, k = self.normed(self.norm_q, q, tap), self.normed(self.norm_k, k, tap)
-        q = tap(HookPoint.AttnRotQ, shared.rotate(q, self.rope))
-        k = tap(HookPoint.AttnRotK, shared.rotate(k, self.rope))
+        v = project(self.v, x, self.kv_heads, HookPoint.AttnVIn, tap)
+        v = tap(HookPoint.AttnV, self.clipped(v))
+        k = tap(HookPoint.AttnRotK, shared.rotate(self.normed(self.norm_k, k, tap), self.rope))
         if past:
             k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        return self.output(self.mix(q, k, v, shared, tap), tap), (k, v)
+        return k, v
 
     def normed(self, norm: Norm | None, x: Heads, tap: Tap) -> Heads:
         """Queries or keys after their norm and clipping, if they have any."""

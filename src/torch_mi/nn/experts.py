@@ -154,7 +154,10 @@ class Mixture(nn.Module):
         return torch.stack(made, 1).unflatten(0, x.shape[:2])
 
     def outputs(
-        self, x: Rows, gates: Float[Tensor, "row expert"], every: bool  # noqa: FBT001
+        self,
+        x: Rows,
+        gates: Float[Tensor, "row expert"],
+        every: bool,  # noqa: FBT001
     ) -> Iterator[tuple[int, Int[Tensor, " some"], Float[Tensor, "some d_model"]]]:
         """Expert by expert: the rows that it sees, and its output for them times their gates."""
         uses: Uses = torch.ones_like(gates, dtype=torch.bool) if every else gates != 0

@@ -7,7 +7,7 @@ same in all heads until it is edited.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ModelError
@@ -39,19 +39,22 @@ class LatentAttention(Attention):
         self.kv_up = nn.Linear(how.kv_rank, heads * (how.nope_dim + how.value_dim), bias=False)
         self.o = nn.Linear(heads * how.value_dim, width, bias=cfg.o_proj_bias)
 
-    def forward(self, x: Resid, shared: Shared, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
-        q = tap(HookPoint.AttnQ, self.queries(x))
+    def ask(self, x: Resid, shared: Shared, tap: Tap) -> Heads:
+        """Every head's queries, their turning part turned."""
+        return tap(HookPoint.AttnRotQ, self.turned(tap(HookPoint.AttnQ, self.queries(x)), shared))
+
+    def remember(self, x: Resid, shared: Shared, tap: Tap, past: Carry) -> tuple[Tensor, Tensor]:
+        """Keys and values, unfolded, after those of earlier tokens."""
         narrow, turning = self.kv_down(x).split([self.how.kv_rank, self.how.rope_dim], -1)
         latent = tap(HookPoint.AttnLatent, self.norm_kv(narrow, silent))
         unfolded = self.kv_up(latent).unflatten(-1, (self.heads, -1))
         k, v = unfolded.split([self.how.nope_dim, self.how.value_dim], -1)
         turning = turning[:, :, None].expand(-1, -1, self.heads, -1)
         k, v = tap(HookPoint.AttnK, torch.cat([k, turning], -1)), tap(HookPoint.AttnV, v)
-        q = tap(HookPoint.AttnRotQ, self.turned(q, shared))
         k = tap(HookPoint.AttnRotK, self.turned(k, shared))
         if past:
             k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        return self.output(self.mix(q, k, v, shared, tap), tap), (k, v)
+        return k, v
 
     def queries(self, x: Resid) -> Heads:
         """Every head's query, by way of a narrow vector if there is one."""

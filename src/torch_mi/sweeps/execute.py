@@ -11,7 +11,7 @@ from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap, Trace, silent
 from torch_mi.model import MIModel
-from torch_mi.partial import begin, offer
+from torch_mi.partial import begin, can_cut, offer
 from torch_mi.sweeps.metrics import Metric
 from torch_mi.sweeps.plan import Batch
 from torch_mi.sweeps.reach import TOKENS, Cell, Item
@@ -47,12 +47,6 @@ class RowsTap:
         return any(tap.edits(point) for _, tap in self._rows)
 
 
-def tap_of(rows: Rows) -> Tap:
-    """One tap for a batch, silent where no row is watched."""
-    watched = [(row, tap) for row, tap in rows if tap is not silent]
-    return RowsTap(watched) if watched else silent
-
-
 @dataclass(frozen=True, eq=False)
 class Ended:
     """Where one cell's run came out: the residual stream where it is read, or logits."""
@@ -64,62 +58,95 @@ class Ended:
     """[read vocab], where the unembedding itself is edited."""
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One cell of a batch while it runs."""
+
+    cell: Cell
+    owner: Item
+    trace: Trace
+
+
 def climb(model: MIModel, items: Mapping[int, Item], batch: Batch) -> list[Ended]:
     """Run a batch: at each layer the cells that start there join it."""
-    start, cells = batch.start, sorted(batch.cells, key=lambda c: c.layer)
+    start, layers = batch.start, model.num_layers
     shared = begin(model, batch.length, start)
-    owners = [items[cell.item] for cell in cells]
-    traces = [
-        Trace(cell.spec(start), offer(model), owner.frame(start, cell.layer))
-        for cell, owner in zip(cells, owners, strict=True)
+    rows = [
+        Row(
+            c,
+            items[c.item],
+            Trace(c.spec(start), offer(model), items[c.item].frame(start, c.layer)),
+        )
+        for c in sorted(batch.cells, key=lambda c: c.layer)
     ]
+    count = sum(row.cell.layer == TOKENS for row in rows)
     parts: list[Tensor] = []
-    count = sum(cell.layer == TOKENS for cell in cells)
     if count:
-        tokens = torch.cat([owner.record.tokens[:, start:] for owner in owners[:count]])
-        tap = tap_of([(row, trace.tap()) for row, trace in enumerate(traces[:count])])
-        parts.append(model.backend.embed(tokens, shared, tap))
-    for layer in range(max(cells[0].layer, 0), model.num_layers):
-        while count < len(cells) and cells[count].layer == layer:
-            parts.append(owners[count].record.residual(layer, start).x)
+        tokens = torch.cat([row.owner.record.tokens[:, start:] for row in rows[:count]])
+        parts.append(model.backend.embed(tokens, shared, _tap(rows[:count], None)))
+    kept = _first_read(rows, batch, layers)
+    for layer in range(max(rows[0].cell.layer, 0), layers):
+        while count < len(rows) and rows[count].cell.layer == layer:
+            parts.append(rows[count].owner.record.residual(layer, start).x)
             count += 1
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
-        tap = tap_of([(row, trace.tap(layer)) for row, trace in enumerate(traces[:count])])
-        x, _ = model.backend.block(layer, x, shared, tap, _past(owners[:count], layer, start))
+        tap, past = _tap(rows[:count], layer), _past(rows[:count], layer, start)
+        if layer == layers - 1 and kept > start:
+            # nothing after this layer's keys and values needs the positions before
+            x = tap(HookPoint.ResidPre, x)
+            carry = model.backend.remember(layer, x, shared, silent, past)
+            x, past = x[:, kept - start :], tuple(part[:, :kept] for part in carry)
+            start, shared, tap = kept, begin(model, batch.length, kept), silent
+        x, _ = model.backend.block(layer, x, shared, tap, past)
         parts = [x]
-    for owner in owners[count:]:
-        parts.append(owner.record.residual(model.num_layers, start).x)
-    x = torch.cat(parts)
-    return [
-        _ended(model, owners[row], cell, x[row : row + 1], traces[row], start)
-        for row, cell in enumerate(cells)
-    ]
+    parts += [row.owner.record.residual(layers, start).x for row in rows[count:]]
+    ends = torch.cat(parts).split(1)
+    return [_ended(model, row, x, start) for row, x in zip(rows, ends, strict=True)]
 
 
-def _past(owners: Sequence[Item], layer: int, start: int) -> Carry:
+def _tap(rows: Sequence[Row], layer: int | None) -> Tap:
+    """One tap for the rows of a batch, silent where none is watched."""
+    taps = [(i, row.trace.tap(layer)) for i, row in enumerate(rows)]
+    watched = [(i, tap) for i, tap in taps if tap is not silent]
+    return RowsTap(watched) if watched else silent
+
+
+def _first_read(rows: Sequence[Row], batch: Batch, layers: int) -> int:
+    """The first position that the last layer must be run for, where nothing is edited there."""
+    for row in rows:
+        late = any(
+            r.layer == layers - 1 and r.hook.point is not HookPoint.ResidPre for r in row.cell.edits
+        )
+        if late or row.cell.ends_edited or not can_cut(row.owner.model):
+            return batch.start
+    return max(batch.start, min(min(row.owner.reads) for row in rows))
+
+
+def _past(rows: Sequence[Row], layer: int, start: int) -> Carry:
     """What a layer remembers of the positions before `start`, for each row."""
-    first = owners[0].record
-    if all(owner.record is first for owner in owners):
-        return tuple(x.expand(len(owners), *x.shape[1:]) for x in first.past(layer, start))
-    each = [owner.record.past(layer, start) for owner in owners]
-    return tuple(torch.cat(rows) for rows in zip(*each, strict=True))
+    first = rows[0].owner.record
+    if all(row.owner.record is first for row in rows):
+        return tuple(x.expand(len(rows), *x.shape[1:]) for x in first.past(layer, start))
+    each = [row.owner.record.past(layer, start) for row in rows]
+    return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
 
 
-def _ended(model: MIModel, owner: Item, cell: Cell, x: Tensor, trace: Trace, start: int) -> Ended:
+def _ended(model: MIModel, row: Row, x: Tensor, start: int) -> Ended:
     """What is read of one row; positions before its start are the plain run's."""
-    reads = torch.tensor(owner.reads, device=x.device)
-    if cell.ends_edited:
-        logits = model.backend.unembed(x, trace.tap())[0]
-        if min(owner.reads) < start:
-            plain = model.backend.unembed(owner.record.residuals[-1][:, :start], silent)[0]
-            logits = torch.cat([plain, logits])
-            start = 0
-        trace.finish()
-        return Ended(cell, None, logits[reads - start])
-    trace.finish()
-    if min(owner.reads) < start:
-        x, start = torch.cat([owner.record.residuals[-1][:, :start], x], 1), 0
-    return Ended(cell, x[0, reads - start])
+    record = row.owner.record
+    reads = torch.tensor(row.owner.reads, device=x.device)
+    early = min(row.owner.reads) < start
+    if row.cell.ends_edited:
+        logits = model.backend.unembed(x, row.trace.tap())
+        if early:
+            plain = model.backend.unembed(record.residuals[-1][:, :start], silent)
+            logits, start = torch.cat([plain, logits], 1), 0
+        row.trace.finish()
+        return Ended(row.cell, None, logits[0, reads - start])
+    row.trace.finish()
+    if early:
+        x, start = torch.cat([record.residuals[-1][:, :start], x], 1), 0
+    return Ended(row.cell, x[0, reads - start])
 
 
 def unembedded(model: MIModel, x: Tensor) -> Tensor:

@@ -190,4 +190,4 @@ def _pick(token: Word | tuple[Word, ...], prompt: int, prompts: int) -> Word:
 def _id(model: "MIModel", token: Word | tuple[Word, ...]) -> int:
     if isinstance(token, tuple):
         raise ModelError(f"{token!r} is a word for each prompt of a dataset, not for one prompt")
-    return model.token_id(token)
+    return model.token_id(token, output=True)

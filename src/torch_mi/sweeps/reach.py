@@ -152,7 +152,7 @@ def reach(item: Item, spec: HookSpec, index: int = 0) -> Cell:
         pos = 0
     if pos > max(item.reads) and not opaque:
         pos = NEVER
-    ends = any(r.layer == item.model.num_layers for r in live)
+    ends = any(r.layer == item.model.num_layers for r in edits)
     return Cell(item.index, index, edits, layer, pos, opaque, ends)
 
 
@@ -178,7 +178,18 @@ def _edits(item: Item, spec: HookSpec, frame: Frame) -> Iterator[Reached]:
             pos = _first(hook.point, edit, places)
             if isinstance(edit, Replace) and old is not None:
                 pos = _first_difference(hook.point, edit, old, frame)
+            last = layer == item.model.num_layers - 1 and hook.point in OWN_POSITION
+            if last and places is None and _narrows(edit) and can_cut(item.model):
+                pos = max(pos, min(item.reads))
             yield Reached(hook, edit, places, pos, layer)
+
+
+def _narrows(edit: Intervention) -> bool:
+    """Whether an edit of every position can be made at some of them alone."""
+    return _known(edit) and (
+        isinstance(edit, Replace | Scale | Zero)
+        or (isinstance(edit, Knockout) and edit.mask is None)
+    )
 
 
 def _counted(edit: Intervention, frame: Frame) -> Intervention:
@@ -226,8 +237,8 @@ def _places(point: HookPoint, edit: Intervention) -> tuple[int, ...] | None:
 def _first(point: HookPoint, edit: Intervention, places: tuple[int, ...] | None) -> int:
     """The first position that a counted edit can change, going by its coordinates."""
     key = None if edit.at is None else edit.at.key
-    free = isinstance(edit, Scale | Zero) or (isinstance(edit, Knockout) and edit.mask is None)
-    if places is None and key is not None and free and "key" in point.axes and _known(edit):
+    free = _narrows(edit) and not isinstance(edit, Replace)
+    if places is None and key is not None and free and "key" in point.axes:
         # a key is seen by its own position and later ones
         return key if isinstance(key, int) else min(cast("list[int]", key))
     return 0 if places is None else min(places)

@@ -5,6 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from torch_mi.errors import TokenizerError
+from torch_mi.families.gguf_text import (
+    BY_PLACE,
+    BYTE_LEVEL,
+    CUTS,
+    NORMALISED,
+    SENTENCE_PIECE,
+    WHOLE_FIRST,
+)
 from torch_mi.tokens.settings import Settings
 from torch_mi.tokens.tokenizer import MITokenizer
 
@@ -17,73 +25,20 @@ UNKNOWN, CONTROL, ADDED = 2, 3, 4
 SPACE = "▁"
 """What SentencePiece writes for a space."""
 
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CASELESS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CAPITALS = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
-    r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-DEEPSEEK = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-FALCON_MARKS = r"[\p{P}\$\+<=>\^~\|`]+"
-
-CUTS: Mapping[str, tuple[str, ...]] = {
-    "gpt-2": (WORDS,),
-    "phi-2": (WORDS,),
-    "mpt": (WORDS,),
-    "olmo": (WORDS,),
-    "exaone4": (WORDS,),
-    "starcoder": (r"\p{N}", WORDS),
-    "refact": (r"\p{N}", WORDS),
-    "command-r": (r"\p{N}", WORDS),
-    "smollm": (r"\p{N}", WORDS),
-    "exaone": (r"\p{N}", WORDS),
-    "llama3": (CASELESS % "1,3",),
-    "llama-v3": (CASELESS % "1,3",),
-    "llama-bpe": (CASELESS % "1,3",),
-    "falcon3": (CASELESS % "1,3",),
-    "dbrx": (CASELESS % "1,3",),
-    "smaug-bpe": (CASELESS % "1,3",),
-    "qwen2": (CASELESS % "1",),
-    "deepseek-r1-qwen": (CASELESS % "1",),
-    "megrez": (CASELESS % "1",),
-    "stablelm2": (CASELESS % "1",),
-    "tekken": (CAPITALS % ("", "", ""),),
-    "gpt-4o": (CAPITALS % (SUFFIX, SUFFIX, "{1,3}"),),
-    "llama4": (CAPITALS % (SUFFIX, SUFFIX, "{1,3}"),),
-    "deepseek-v3": (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK),
-    "falcon": (FALCON_MARKS, WORDS, "[0-9][0-9][0-9]"),
-    "bloom": (" ?[^(\\s|.,!?…。，、।۔،)]+",),
-}
-"""How text is cut before merging, by `tokenizer.ggml.pre`; each pattern cuts what the last left."""
-
-WHOLE_FIRST = {"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"}
-"""Where a piece that is a token is never merged together; these begin a text with BOS too."""
-
-NORMALISED = {"qwen2", "deepseek-r1-qwen", "megrez", "olmo"}
-"""Tokenizers that compose characters (NFC) first, which no GGUF file says."""
-
 
 def read_tokenizer(metadata: Mapping[str, object]) -> MITokenizer:
     """The tokenizer in a GGUF file's metadata."""
     kind = metadata.get("tokenizer.ggml.model")
-    if kind == "gpt2":
+    if kind == BYTE_LEVEL:
         made = _byte_level(metadata)
-    elif kind == "llama":
+    elif kind == SENTENCE_PIECE:
         made = _sentence_piece(metadata)
     elif kind is None:
         raise TokenizerError("this GGUF file has no tokenizer")
     else:
         raise TokenizerError(
-            f"this GGUF file has a tokenizer of kind {kind!r}; 'gpt2' (byte-level BPE) and 'llama' "
-            "(SentencePiece BPE) can be read, so give the original model's folder instead"
+            f"this GGUF file has a tokenizer of kind {kind!r}; {BYTE_LEVEL!r} (byte-level BPE) and "
+            f"{SENTENCE_PIECE!r} (SentencePiece BPE) can be read: give the original model's folder"
         )
     _add_special(made, metadata)
     return MITokenizer(made, _settings(metadata))
@@ -113,10 +68,11 @@ def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
 
 def _byte_level(metadata: Mapping[str, object]) -> "tokenizers.Tokenizer":
     """Byte-level BPE: text is cut by patterns, and bytes merged by rank."""
-    from tokenizers import (  # noqa: PLC0415 - tokenizers is late  # noqa: PLC0415
+    from tokenizers import (  # noqa: PLC0415 - tokenizers loads late
         Regex,
         Tokenizer,
         decoders,
+        models,
         normalizers,
         pre_tokenizers,
         processors,
@@ -191,7 +147,7 @@ def _escaped(token: str) -> str:
 
 def _order(metadata: Mapping[str, object], count: int) -> list[float]:
     """What is merged first, per token: by score, except where the place in the list tells."""
-    if str(metadata.get("general.architecture")).startswith("gemma"):
+    if str(metadata.get("general.architecture")).startswith(BY_PLACE):
         return [-float(i) for i in range(count)]
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(cast("list[float]", scores)) != count:
@@ -219,7 +175,7 @@ def _add_special(made: "tokenizers.Tokenizer", metadata: Mapping[str, object]) -
     listed = list(zip(_strings(metadata, "tokens"), kinds, strict=False))
     special = [token for token, kind in listed if kind == CONTROL and token]
     plain = [token for token, kind in listed if kind == ADDED and token]
-    if metadata.get("tokenizer.ggml.model") == "llama":  # runs of spaces are pieces there
+    if metadata.get("tokenizer.ggml.model") == SENTENCE_PIECE:  # runs of spaces are pieces there
         plain = [token for token in plain if token.strip(" ")]
     marked = [AddedToken(token, normalized=False, special=True) for token in special]
     made.add_special_tokens(marked)  # pyright: ignore[reportUnknownMemberType]
@@ -241,7 +197,7 @@ def _settings(metadata: Mapping[str, object]) -> Settings:
             named[name] = tokens[token]
     ends = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
     bos = metadata.get("tokenizer.ggml.bos_token_id")
-    begins = metadata.get("tokenizer.ggml.model") == "llama"
+    begins = metadata.get("tokenizer.ggml.model") == SENTENCE_PIECE
     begins = begins or metadata.get("tokenizer.ggml.pre") in WHOLE_FIRST
     template = metadata.get("tokenizer.chat_template")
     return Settings(

@@ -167,7 +167,7 @@ BIASED = (
         FALCON,
         shared=False,
     ),
-    Case("falcon-alibi-multi-query", "falcon", {"alibi": True, "num_attention_heads": 4}, FALCON),
+    Case("falcon-alibi-multi-query", "falcon", {"alibi": True, "num_attention_heads": 3}, FALCON),
     Case("mpt", "mpt", {}, MPT),
     Case(
         "mpt-clipped-untied",

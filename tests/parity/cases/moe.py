@@ -18,9 +18,7 @@ LATENT: Config = {
     "n_shared_experts": 2,
     "first_k_dense_replace": 1,
 }
-YARN = rope(
-    "yarn", factor=4.0, original_max_position_embeddings=8, mscale=0.7, mscale_all_dim=1.3
-)
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=8, mscale=0.7, mscale_all_dim=1.3)
 
 CASES: tuple[Case, ...] = (
     Case("mixtral-window", "mixtral", {**WIDE, "sliding_window": 5, "num_local_experts": 5}),

@@ -10,9 +10,9 @@ from math import nextafter
 from typing import cast
 
 from torch_mi.errors import ConfigError
-from torch_mi.files.gguf_keys import KEYS
-from torch_mi.files.gguf_layout import Facts, Layout, Numeric
-from torch_mi.files.gguf_names import variant
+from torch_mi.families.gguf_keys import KEYS
+from torch_mi.families.gguf_layout import Facts, Layout, Numeric
+from torch_mi.families.gguf_names import variant
 
 Config = dict[str, object]
 More = Callable[[Facts], Config]

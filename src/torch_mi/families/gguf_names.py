@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 from torch_mi.errors import ConfigError, did_you_mean
-from torch_mi.files.gguf_layout import (
+from torch_mi.families.gguf_layout import (
     Facts,
     Layout,
     Maker,
