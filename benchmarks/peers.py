@@ -115,7 +115,7 @@ def gather(shape: Shape, folder: Path, device: str = "cpu") -> Peers:
     """The model of that shape in every library; ours shares its weights with transformers."""
     hf = llama(shape).to(device)
     ours = MIModel.from_hf(hf)
-    bridge = _bridge(hf, folder, device) if has("transformer_lens") else None
+    bridge = bridge_over(hf, folder, device) if has("transformer_lens") else None
     hooked = _hooked(hf, shape, device) if has_hooked_transformer() else None
     return Peers(shape, ours, hf, bridge, hooked)
 
@@ -129,7 +129,7 @@ def agree(what: str, a: Tensor, b: Tensor) -> None:
         raise BenchmarkError(f"{what} differ by {apart:.2g}, more than {TOLERANCE:g}")
 
 
-def _bridge(hf: Any, folder: Path, device: str) -> Any:
+def bridge_over(hf: Any, folder: Path, device: str) -> Any:
     """A bridge over a model of its own, from a folder with a tokenizer: it insists on one."""
     from tokenizers import Tokenizer  # noqa: PLC0415 - only for the peer
     from tokenizers.models import WordLevel  # noqa: PLC0415

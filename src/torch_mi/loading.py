@@ -193,7 +193,10 @@ def assemble(
     """
     with torch.device("meta"):
         backend = Transformer(cfg)
-    state = {p.ours: move(p.take([fetch(name) for name in p.theirs])) for p in plan.placements}
+    state = {
+        p.ours: p.source.moved(p.take([fetch(name) for name in p.theirs]), move)
+        for p in plan.placements
+    }
     for theirs, ours in plan.duplicates.items():
         if not torch.equal(move(fetch(theirs)), state[ours]):
             raise ModelError(

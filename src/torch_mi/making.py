@@ -49,8 +49,9 @@ def make(
             "TransformerConfig.toy(...) makes one"
         )
     device = settled(device, dtype)
-    with torch.random.fork_rng(devices=[]):  # modules draw what is drawn anew below
-        backend = Transformer(cfg)
+    drawn_before = torch.get_rng_state()
+    backend = Transformer(cfg)
+    torch.set_rng_state(drawn_before)  # modules draw what is drawn anew here
     begin(backend, seed)
     return MIModel(backend.to(device, dtype).eval(), readable(tokenizer), Origin("toy", MODEL_TYPE))
 

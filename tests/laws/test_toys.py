@@ -80,6 +80,9 @@ ROPES = [Rope(30.0, 6), Rope(30.0, 4, interleaved=True), None]
 QK_NORMS = [QkNorm(kind, over) for kind in NormType for over in Over]
 
 
+PLAIN = (NormType.RmsBare, NormType.LayerBare)
+
+
 @st.composite
 def configs(draw: st.DrawFn, layout: BlockLayout, norm: NormType) -> mi.TransformerConfig:
     """Any choice on every other axis."""
@@ -119,7 +122,7 @@ def configs(draw: st.DrawFn, layout: BlockLayout, norm: NormType) -> mi.Transfor
         embedding=replace(
             cfg.embedding,
             scale=draw(st.sampled_from([None, 2.0])),
-            norm=flip(),
+            norm=flip() and norm not in PLAIN,  # a norm of a norm divides by 1, whatever is done
             learned=Learned(12, offset=2) if positions == "learned" else None,
         ),
         head=Head(
@@ -130,13 +133,13 @@ def configs(draw: st.DrawFn, layout: BlockLayout, norm: NormType) -> mi.Transfor
             norm_type=draw(st.sampled_from([None, *NormType])),
         ),
         tie_word_embeddings=other is None and flip(),
-    )  # pyright: ignore[reportArgumentType] - what `some` gives fits
+    )
 
 
 @pytest.mark.parametrize("norm", NormType, ids=lambda norm: norm.value)
 @pytest.mark.parametrize("layout", BlockLayout, ids=lambda layout: layout.value)
 def test_every_axis_with_every_other(layout: BlockLayout, norm: NormType) -> None:
-    @settings(max_examples=3, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
     @given(st.data())
     def hold(data: st.DataObject) -> None:
         cfg = data.draw(configs(layout, norm))
@@ -155,7 +158,7 @@ def test_every_axis_with_every_other(layout: BlockLayout, norm: NormType) -> Non
 @pytest.mark.parametrize("layout", BlockLayout, ids=lambda layout: layout.value)
 @pytest.mark.parametrize("law", SLOW, ids=lambda law: law.__name__)
 def test_every_layout_under_the_slow_laws(layout: BlockLayout, law: testing.Law) -> None:
-    @settings(max_examples=3, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
     @given(st.data())
     def hold(data: st.DataObject) -> None:
         cfg = data.draw(configs(layout, data.draw(st.sampled_from(NormType))))

@@ -28,7 +28,7 @@ UNTURNED = ("bloom", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "opt")
 OLDER = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 """Keys that only one family called so."""
 
-ELSEWHERE = {"internlm", "internlm2", "phi-msft"}
+ELSEWHERE = {"deepseek", "internlm", "internlm2", "phi-msft"}
 """Families without a class in transformers, which are compared in tests of their own."""
 
 

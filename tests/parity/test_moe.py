@@ -36,22 +36,22 @@ def case(request: pytest.FixtureRequest) -> hf.Case:
 
 def routers(model: Any) -> list[Any]:
     """The routers of a reference model, each in its layer's place; `None` in dense layers."""
-    return [getattr(layer.mlp, "gate", None) for layer in model.model.layers]
+    return [dict(layer.mlp.named_children()).get("gate") for layer in model.model.layers]
 
 
 def watch(modules: list[Any], model: Any, tokens: Tensor) -> list[Any]:
-    """What modules return during a run, flattened to rows of tokens."""
-    out: list[Any] = [None] * len(modules)
-    handles = [
-        module.register_forward_hook(lambda _m, _a, y, i=i: out.__setitem__(i, y))
-        for i, module in enumerate(modules)
-        if module is not None
-    ]
+    """What modules return during a run."""
+    out = dict[object, object]()
+
+    def keep(module: object, _args: object, made: object) -> None:
+        out[module] = made
+
+    handles = [module.register_forward_hook(keep) for module in modules if module is not None]
     with torch.no_grad():
         model(tokens)
     for handle in handles:
         handle.remove()
-    return out
+    return [out.get(module) for module in modules]
 
 
 def test_tokens_go_to_the_experts_that_transformers_sends_them_to(case: hf.Case) -> None:
@@ -79,7 +79,9 @@ def test_tokens_go_to_the_experts_that_transformers_sends_them_to(case: hf.Case)
 
 
 def banks(model: Any) -> list[Any]:
-    return [layer.mlp.experts for layer in model.model.layers if hasattr(layer.mlp, "experts")]
+    """The experts of every layer that has them."""
+    found = [dict(layer.mlp.named_children()).get("experts") for layer in model.model.layers]
+    return [bank for bank in found if bank is not None]
 
 
 def test_an_expert_whose_gates_are_zero_is_an_expert_without_weights(case: hf.Case) -> None:
@@ -110,6 +112,20 @@ def test_an_expert_whose_gates_are_doubled_is_an_expert_twice_as_loud(case: hf.C
         for bank in banks(theirs):
             bank.down_proj[[0, 3]] *= 2
     same(found, hf.run(theirs, tokens).logits, "logits with two louder experts")
+
+
+def test_the_correction_of_choices_is_not_rounded(tmp_path: Path) -> None:
+    """It is larger than the scores that it decides between."""
+    theirs = hf.build(next(case for case in CASES if case.family == "deepseek_v3"))
+    theirs.save_pretrained(tmp_path)
+    ours = MIModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    parameters = dict(ours.backend.named_parameters())
+    for layer, router in enumerate(routers(theirs)):
+        if router is not None:
+            assert parameters[f"blocks.{layer}.mlp.router.weight"].dtype == torch.bfloat16
+            found = parameters[f"blocks.{layer}.mlp.correction.bias"]
+            assert torch.equal(found, router.e_score_correction_bias)
+    assert ours.forward(prompt(1, 5)).output.dtype == torch.bfloat16
 
 
 Raw = dict[str, Any]

@@ -84,6 +84,7 @@ def test_deepseek_moe_16b() -> None:
 
 @pytest.mark.parametrize("era", ["", "transformers5/"])
 def test_deepseek_v2_lite(era: str) -> None:
+    """This copy of the file lacks `q_lora_rank: null`, and absence means 1536."""
     cfg = published(f"{era}deepseek_v2", "deepseek_v2_lite.json")
     assert cfg.experts == Experts(
         layers=(False,) + (True,) * 26,
@@ -94,7 +95,7 @@ def test_deepseek_v2_lite(era: str) -> None:
         shared_width=2816,
     )
     assert cfg.latent == Latent(
-        query_rank=None, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128
+        query_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128
     )
     assert (cfg.num_attention_heads, cfg.num_kv_heads, cfg.head_dim) == (16, 16, 192)
     # 0.1 * 0.707 * ln 40 + 1, squared
@@ -233,20 +234,20 @@ def genuine() -> dict[str, Raw]:
 @pytest.mark.parametrize("name", genuine())
 def test_every_tensor_of_a_published_model_has_one_place(name: str) -> None:
     """Of its first five layers: what comes after is like them."""
-    raw = {**genuine()[name], "num_hidden_layers": 5}
+    raw: Raw = {**genuine()[name], "num_hidden_layers": 5}
     family, cfg = read_config(raw)
     config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
     assert read_config(config.to_dict())[1] == cfg
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    theirs = {name: value.shape for name, value in model.state_dict().items()}
+    theirs = {key: value.shape for key, value in model.state_dict().items()}
     plan = family.place(cfg, parameter_shapes(cfg), list(theirs))
-    assert {name for p in plan.placements for name in p.theirs} == set(theirs)
+    assert {key for p in plan.placements for key in p.theirs} == set(theirs)
     assert not plan.ignored
     total = sum(torch.Size(p.shape).numel() for p in plan.placements)
     assert total == sum(shape.numel() for shape in theirs.values())
     for p in plan.placements:
-        assert all(tuple(theirs[name]) == p.stored for name in p.theirs), p.ours
+        assert all(tuple(theirs[key]) == p.stored for key in p.theirs), p.ours
 
 
 def on_disk(raw: Raw) -> set[str]:
@@ -258,7 +259,7 @@ def on_disk(raw: Raw) -> set[str]:
 
 
 def test_a_layer_that_foretells_more_tokens_is_passed_over() -> None:
-    raw = {**DEEPSEEK_V3, "first_k_dense_replace": 60, "n_routed_experts": 8}
+    raw = {**DEEPSEEK_V3, "first_k_dense_replace": 60, "n_routed_experts": 16}
     family, cfg = read_config(raw)
     names = on_disk(raw)
     extra = {name.replace(".60.", ".61.", 1) for name in names if "layers.60." in name}

@@ -45,7 +45,7 @@ def adapt(folder: Path, name: str, changes: dict[str, Any] | None = None, **sett
             if value.requires_grad:  # PEFT begins at zero
                 value.add_(0.1 * torch.randn(value.shape))
             assert key
-    model.save_pretrained(folder / "adapter")
+    model.save_pretrained(str(folder / "adapter"))
     return model.eval()
 
 
@@ -129,8 +129,8 @@ def test_a_change_to_a_tied_unembedding_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize(("name", "targets"), [("llama", LINEAR), ("gpt2", ["c_attn", "c_fc"])])
 def test_dora_is_peft_s(name: str, targets: list[str], tmp_path: Path):
-    settings = {"target_modules": targets, "use_dora": True, "fan_in_fan_out": name == "gpt2"}
-    model = adapt(tmp_path, name, **settings)
+    turned = name == "gpt2"
+    model = adapt(tmp_path, name, target_modules=targets, use_dora=True, fan_in_fan_out=turned)
     mine = MIModel.from_pretrained(tmp_path / "base", adapter=tmp_path / "adapter")
     assert (mine.forward(TOKENS).output - logits_of(model)).abs().max() < 1e-4
     wanted = logits_of(model.merge_and_unload())
@@ -142,7 +142,7 @@ def test_an_adapter_of_the_bare_model_fits_the_one_with_a_head(tmp_path: Path):
     base.save_pretrained(tmp_path / "base")
     bare = AutoModel.from_pretrained(tmp_path / "base", attn_implementation="eager")
     model = get_peft_model(bare, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(str(tmp_path / "adapter"))
     mine = MIModel.from_pretrained(tmp_path / "base", adapter=str(tmp_path / "adapter"))
     with torch.no_grad():
         wanted = base.lm_head(model.eval()(TOKENS).last_hidden_state)
@@ -188,7 +188,7 @@ def test_other_kinds_of_adapter_are_refused_by_name(tmp_path: Path):
     for kind, config in {"PROMPT_TUNING": prompts, "IA3": scales}.items():
         folder = tmp_path / kind
         fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-        get_peft_model(fresh, config).save_pretrained(folder)
+        get_peft_model(fresh, config).save_pretrained(str(folder))
         with pytest.raises(ConfigError, match=f"of type {kind} is not read here, LORA is"):
             MIModel.from_pretrained(tmp_path / "base", adapter=folder)
 

@@ -446,7 +446,7 @@ def test_an_adapter_is_a_folder_or_a_repository(hub: FakeHub, cache: Path, tmp_p
     assert hub.fetched == ["adapter_config.json", "adapter_model.safetensors"]
     assert found.model_id == "org/lora"
     assert locate_adapter("org/lora", local_files_only=True).folder == found.folder
-    hub.files = list(FULL)
+    hub.files = [*FULL]
     with pytest.raises(DownloadError, match=r"no adapter_config\.json, so it is no adapter"):
         locate_adapter("org/model")
     with pytest.raises(FileError, match=r"there is no folder .* with an adapter"):

@@ -2,6 +2,7 @@
 """Quantised checkpoints, packed here number by number, against the weights that they stand for."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch_mi.model import MIModel
 TOKENS = torch.randint(4, 97, (2, 12), generator=torch.Generator().manual_seed(1))
 DICE = np.random.default_rng(0)
 Tensors = dict[str, Tensor]
+Pack = Callable[[tuple[int, int]], tuple[Tensors, Tensor]]
 
 
 def words(numbers: np.ndarray, bits: int) -> np.ndarray:
@@ -99,14 +101,14 @@ def fp8(shape: tuple[int, int], block: tuple[int, int]) -> tuple[Tensors, Tensor
     return {"weight": stored, "weight_scale_inv": scales}, weight
 
 
-def quantise(folder: Path, settings: dict[str, Any], pack: Any, **config: Any) -> Any:
+def quantise(folder: Path, settings: dict[str, Any], pack: Pack, **config: Any) -> Any:
     """A llama whose layers' matrices are replaced by what `pack` makes, and its checkpoint."""
     model = build("qwen2", {"num_hidden_layers": 2, "tie_word_embeddings": False})
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":
-            stored, weight = pack(tuple(module.weight.shape))
+            stored, weight = pack((module.out_features, module.in_features))
             del tensors[f"{name}.weight"]
             tensors |= {f"{name}.{leaf}": value for leaf, value in stored.items()}
             with torch.no_grad():

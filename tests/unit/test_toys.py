@@ -75,12 +75,13 @@ class TestConfig:
         assert (cfg.norm_type, cfg.activation) == (NormType.Absent, Activation.Relu)
         assert cfg.attention_only
         assert cfg.head == Head(vocab_size=3)
-        assert not (cfg.qkv_bias or cfg.o_proj_bias or cfg.mlp_bias)
+        assert [cfg.qkv_bias, cfg.o_proj_bias, cfg.mlp_bias] == [False] * 3
         assert toy(vocab_size=7, positions="alibi").alibi == Alibi()
 
     def test_what_cannot_be(self) -> None:
         assert said(toy, vocab_size=7, norm_type="layr") == snapshot(
-            "'layr' is no NormType; there are rms, rms_float, rms_plus_one, rms_bare, layer, layer_gain, layer_bare, absent; did you mean 'layer'?"
+            "'layr' is no NormType; there are rms, rms_float, rms_plus_one, rms_bare, layer, "
+            "layer_gain, layer_bare, absent; did you mean 'layer'?"
         )
         assert said(toy, vocab_size=7, positions="rotory") == snapshot(
             "positions='rotory' is none of learned, rotary, alibi, none"
@@ -136,10 +137,12 @@ class TestBeginning:
         cfg = toy(vocab_size=9, output_vocab_size=2, hidden_size=8, num_attention_heads=2)
         model = mi.MIModel.from_config(cfg, device="cpu")
         assert repr(model) == snapshot(
-            "<MIModel 'toy' (torch_mi): 1 layers, d_model 8, 2 heads, vocabulary 9 and 2 logits, 0.0 M parameters, float32 on cpu>"
+            "<MIModel 'toy' (torch_mi): 1 layers, d_model 8, 2 heads, vocabulary 9 and 2 "
+            "logits, 0.0 M parameters, float32 on cpu>"
         )
         assert said(mi.MIModel.from_config, {"hidden_size": 3}) == snapshot(
-            "from_config takes a TransformerConfig, not a dict; TransformerConfig.toy(...) makes one"
+            "from_config takes a TransformerConfig, not a dict; TransformerConfig.toy(...) "
+            "makes one"
         )
         assert "cannot hold a model" in said(mi.MIModel.from_config, cfg, dtype=torch.int8)
 
@@ -321,7 +324,8 @@ class TestKeeping:
         )
         assert read(causal=1) == snapshot("the config's causal is 1, not true or false")
         assert read(norm_type="layr") == snapshot(
-            "'layr' is no NormType; there are rms, rms_float, rms_plus_one, rms_bare, layer, layer_gain, layer_bare, absent; did you mean 'layer'?"
+            "'layr' is no NormType; there are rms, rms_float, rms_plus_one, rms_bare, layer, "
+            "layer_gain, layer_bare, absent; did you mean 'layer'?"
         )
         assert read(ropes=None) == snapshot("the config's ropes is None, not a list")
         assert read(ropes=[None]) == snapshot("1 ropes for 2 layers")
@@ -331,7 +335,8 @@ class TestKeeping:
         assert read(
             ropes=[{"kind": "Rope", "theta": 1.0, "dim": 2, "scaling": 3}, None]
         ) == snapshot(
-            "the config's ropes[0]'s scaling is 3, not of the kind Linear or DynamicNtk or Yarn or Llama3 or LongRope"
+            "the config's ropes[0]'s scaling is 3, not of the kind Linear or DynamicNtk or "
+            "Yarn or Llama3 or LongRope"
         )
         assert read(embedding={"kind": "Embedding", "scale": "x"}) == snapshot(
             "the config's embedding's scale is 'x', not a number"
@@ -358,9 +363,11 @@ class TestKeeping:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=200)
@@ -416,7 +423,8 @@ class TestLookingAhead:
 
     def test_a_run_follows_no_prefix(self) -> None:
         assert said(self.MODEL.forward, [1, 2], after=mi.Prefix()) == snapshot(
-            "this model looks ahead, so that what comes later changes what came before: its runs follow no prefix and leave none; run the whole text"
+            "this model looks ahead, so that what comes later changes what came before: its "
+            "runs follow no prefix and leave none; run the whole text"
         )
 
     def test_generation_never_carries_over(self) -> None:

@@ -36,13 +36,25 @@ POINTS = (
 )
 
 
+KINDS = (
+    "embedding",
+    "positions",
+    "head",
+    "attention bias",
+    "mlp",
+    "final bias",
+    "unembedding bias",
+)
+"""What a term can be, in the order of the forward pass."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What one term of the residual stream adds to the logit."""
 
     name: str
     kind: str
-    """ "embedding", "positions", "head", "attention bias", "mlp", "final bias" or "unembedding bias"."""
+    """One of `KINDS`."""
     layer: int | None
     head: int | None
     value: float
@@ -192,29 +204,29 @@ class _Run:
 
 def _shares(run: _Run, direction: _Direction) -> Iterator[Share]:
     """Every term of the last residual stream, measured along a direction."""
-    model, norm = run.model, run.model.backend.final_norm
-    scale = None if norm is None else run.at(HookPoint.FinalScale)
-
-    def share(name: str, kind: str, term: Tensor, layer: int | None, head: int | None) -> Share:
-        if norm is not None and scale is not None:
-            term = norm.linear(term, scale)
-        return Share(name, kind, layer, head, float(term @ direction.vector))
-
-    for kind, term in _beginning(run):
-        yield share(kind, kind, term, None, None)
-    for layer in range(model.num_layers):
-        heads, bias = run.heads(layer)
-        for head, term in enumerate(heads):
-            yield share(f"L{layer}H{head}", "head", term, layer, head)
-        if bias is not None:
-            yield share(f"L{layer} attention bias", "attention bias", bias, layer, None)
-        if HookPoint.MlpOut in model.backend.layer_points(layer):
-            yield share(f"L{layer} MLP", "mlp", run.at(HookPoint.MlpOut(layer)), layer, None)
+    norm, biases = run.model.backend.final_norm, run.model.backend.unembedding_bias
+    for name, kind, layer, head, term in _terms(run):
+        after = term if norm is None else norm.linear(term, run.at(HookPoint.FinalScale))
+        yield Share(name, kind, layer, head, float(after @ direction.vector))
     if norm is not None and norm.bias is not None:
         value = float(norm.bias.double() @ direction.vector)
         yield Share("final bias", "final bias", None, None, value)
-    if model.backend.unembedding_bias is not None:
+    if biases is not None:
         yield Share("unembedding bias", "unembedding bias", None, None, direction.bias)
+
+
+def _terms(run: _Run) -> Iterator[tuple[str, str, int | None, int | None, Tensor]]:
+    """What the residual stream is a sum of: name, kind, layer, head, vector [d_model]."""
+    for kind, term in _beginning(run):
+        yield kind, kind, None, None, term
+    for layer in range(run.model.num_layers):
+        heads, bias = run.heads(layer)
+        for head, term in enumerate(heads):
+            yield f"L{layer}H{head}", "head", layer, head, term
+        if bias is not None:
+            yield f"L{layer} attention bias", "attention bias", layer, None, bias
+        if HookPoint.MlpOut in run.model.backend.layer_points(layer):
+            yield f"L{layer} MLP", "mlp", layer, None, run.at(HookPoint.MlpOut(layer))
 
 
 def _beginning(run: _Run) -> Iterator[tuple[str, Tensor]]:

@@ -102,7 +102,7 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
     def specs(i: int) -> list[HookSpec]:
         source = torch.tensor([pairs.source.rows()[i]])
         points = [point(layer) for cut in cuts for point, layer in cut.hooks]
-        run = model.forward(source, HookSpec().capture(*points))
+        run = model.forward(source, HookSpec().capture(*points), stop=model.num_layers)
         return [spec for cut in cuts for spec in cut.specs(run)]
 
     found = sweep(

@@ -159,7 +159,7 @@ class Transformer(nn.Module):
             "vocab": cfg.output_vocab_size,
         }
         if cfg.latent is not None:
-            sizes["d_latent"] = cfg.latent.kv_rank
+            sizes |= {"d_latent": cfg.latent.kv_rank}
         if cfg.experts is not None:
             sizes |= {"expert": cfg.experts.count, "chosen": cfg.experts.chosen}
         return sizes

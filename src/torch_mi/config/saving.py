@@ -5,7 +5,7 @@ Each dataclass within it says its kind, so that a rope's scaling is read as what
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
@@ -40,7 +40,7 @@ def _plain(value: object) -> object:
 
 def _object(kind: Any, data: Mapping[str, object], where: str) -> object:
     """A dataclass of this kind; what is not written down has its default."""
-    hints, parts = get_type_hints(kind), cast("tuple[Field[Any], ...]", fields(kind))
+    hints, parts = get_type_hints(kind), fields(kind)
     unknown = sorted(set(data) - set(hints) - {KIND})
     if unknown:
         near = did_you_mean(unknown[0], hints)

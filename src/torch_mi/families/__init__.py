@@ -8,7 +8,7 @@ from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ConfigError, did_you_mean
 from torch_mi.families.decoder import DECODERS
 from torch_mi.families.family import Family
-from torch_mi.families.gemma3 import GEMMAS
+from torch_mi.families.gemma3 import GEMMAS, TEXT
 from torch_mi.families.gpt import GPTS
 from torch_mi.families.linear_bias import LINEAR_BIASES
 from torch_mi.families.modern import MODERN
@@ -74,6 +74,9 @@ def read_config(raw: Mapping[str, object]) -> tuple[Family, TransformerConfig]:
 def eos_token_ids(raw: Mapping[str, object]) -> tuple[int, ...]:
     """The tokens that end a text, by a `config.json` or `generation_config.json`."""
     value = raw.get("eos_token_id")
+    text = raw.get(TEXT)
+    if value is None and isinstance(text, dict):
+        value = cast("dict[str, object]", text).get("eos_token_id")
     ids = cast("list[object]", value if isinstance(value, list) else [value])
     ids = [each for each in ids if each is not None]
     for each in ids:

@@ -9,7 +9,7 @@ issues wins; if it has any, the model is refused.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
@@ -20,7 +20,7 @@ from torch_mi.errors import ConfigError, ModelError
 from torch_mi.families import FAMILIES
 from torch_mi.families.evidence import shown
 from torch_mi.families.family import Family
-from torch_mi.families.hidden import Feature, hidden
+from torch_mi.families.hidden import Feature
 from torch_mi.families.hints import hinted
 from torch_mi.families.names import match
 from torch_mi.families.readings import (
@@ -32,7 +32,7 @@ from torch_mi.families.readings import (
     readings_of,
 )
 from torch_mi.families.rules import brief, constant
-from torch_mi.families.sources import Shape, Source, source_of
+from torch_mi.families.sources import Shape, Source, source_name, source_of
 from torch_mi.families.styles import (
     Kind,
     Names,
@@ -41,6 +41,7 @@ from torch_mi.families.styles import (
     pattern_of,
     read_names,
     shared_pool,
+    suffix_of,
 )
 
 Shapes = Callable[[TransformerConfig, Mapping[str, Shape]], Mapping[str, Shape]]
@@ -85,9 +86,9 @@ class Attempt:
         return self.readings.family
 
     @property
-    def unclear(self) -> list[Feature]:
+    def unclear(self) -> tuple[Feature, ...]:
         """What is computed and does not show."""
-        return list(hidden(self.readings.values, self.readings.keys))
+        return self.readings.unclear
 
 
 def infer(raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Shapes) -> Inferred:
@@ -95,9 +96,7 @@ def infer(raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Shape
     kinds = kinds_of(shapes)
     others = [readings_of(base, raw) for base in BASES]
     attempts = [
-        attempted(raw, readings, table, kinds, others)
-        for readings in others
-        for table in readings.family.tables()
+        attempted(raw, readings, table, kinds, others) for readings, table in likely(others, kinds)
     ]
     told = set(hinted(raw, BASES))
     attempts.sort(key=lambda a: cost(a, told))
@@ -117,8 +116,31 @@ def infer(raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Shape
     )
 
 
-SERIOUS = 12
-"""How many of the likeliest bases are measured against every tensor."""
+LIKELY, SERIOUS = 20, 12
+"""How many bases are tried at all, and how many are measured against every tensor."""
+
+
+def likely(
+    others: list[Readings], kinds: Mapping[str, Kind]
+) -> list[tuple[Readings, Mapping[str, Source]]]:
+    """The bases that have most of the names, and of those the ones that know most keys."""
+    present = {suffix_of(pattern.rpartition(".")[0]) for pattern in kinds}
+    ranked = [
+        (len(present - suffixes), len(each.unread), len(suffixes - present), each.absent, i, table)
+        for i, each in enumerate(others)
+        for table, suffixes in tables_of(each.family.model_type)
+    ]
+    ranked.sort(key=lambda rank: rank[:-1])
+    return [(others[i], table) for *_, i, table in ranked[:LIKELY]]
+
+
+@cache
+def tables_of(name: str) -> tuple[tuple[Mapping[str, Source], frozenset[str]], ...]:
+    """A family's tables, and the names within layers that each has."""
+    return tuple(
+        (table, frozenset(suffix_of(source_name(source)) for source in table.values()))
+        for table in FAMILIES[name].tables()
+    )
 
 
 def cost(attempt: Attempt, told: set[str]) -> tuple[int, int, int, bool, int, int]:
@@ -136,8 +158,8 @@ def cost(attempt: Attempt, told: set[str]) -> tuple[int, int, int, bool, int, in
 
 
 @cache
-def pool() -> Mapping[str, Source]:
-    """Modules that are called the same by every family that has them."""
+def pool() -> Mapping[str, tuple[str, Source]]:
+    """What names mean that mean one thing only."""
     return shared_pool(BASES)
 
 
@@ -200,7 +222,7 @@ def lent_by(others: list[Readings], key: str) -> list[Reading]:
     """The fields that other families read from a key, if they agree on them."""
     found = dict[str, Reading]()
     for readings in others:
-        unclear = {f.field for f in hidden(readings.values, readings.keys)}
+        unclear = {feature.field for feature in readings.unclear}
         for name, reading in readings.fields.items():
             if key not in reading.keys or reading.error or name in unclear:
                 continue
@@ -285,13 +307,13 @@ def doubts_of(
     for readings in sorted(others, key=lambda r: (len(r.unread), r.absent)):
         name = readings.family.model_type
         because = hint_of(readings, others, best.raw, told)
-        more = list(hidden(readings.values, readings.keys))
+        more = readings.unclear
         if because and more and stem(name) not in stems and name != best.base.model_type:
             stems.add(stem(name))
             yield doubt(name, more, because, whole)
 
 
-def doubt(name: str, features: list[Feature], because: str, whole: set[str]) -> str:
+def doubt(name: str, features: Sequence[Feature], because: str, whole: set[str]) -> str:
     """What a known family would compute, and how to say that this model does so too."""
     words = ", ".join(feature.words for feature in features)
     fits = "; read so, every key and tensor has a meaning" if name in whole else ""

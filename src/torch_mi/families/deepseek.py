@@ -25,7 +25,7 @@ from torch_mi.families.rules import (
     kv_heads,
     number,
 )
-from torch_mi.families.sources import Named, Source, source_of
+from torch_mi.families.sources import Kept, Named, Source, source_of
 
 SHARED: dict[str, Source] = {
     "blocks.*.mlp.shared.gate": f"{MLP}.shared_experts.gate_proj",
@@ -206,7 +206,7 @@ DEEPSEEK_V2 = LLAMA.but(
 
 
 CORRECTED: dict[str, Source] = {
-    "blocks.*.mlp.correction": Named(f"{MLP}.gate.e_score_correction_bias")
+    "blocks.*.mlp.correction": Kept(f"{MLP}.gate.e_score_correction_bias")
 }
 
 

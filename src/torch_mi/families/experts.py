@@ -15,8 +15,14 @@ from torch_mi.families.rules import Reader, Rule, integer
 from torch_mi.families.sources import Named, Slabs, Source, Stack
 
 ROUTING = frozenset(
-    ["aux_loss_alpha", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise"]
-    + ["ep_size", "seq_aux"]
+    [
+        "aux_loss_alpha",
+        "ep_size",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "seq_aux",
+    ]
 )
 """Keys of training, and of what else is returned."""
 

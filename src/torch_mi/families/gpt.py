@@ -178,16 +178,18 @@ NEO_LAYERS = {"global": False, "local": True}
 
 def neo_layers(c: Reader) -> list[object]:
     """The kind of each layer: patterns and how often each is repeated, written out."""
-    found = list[object]()
+    found, layers = list[object](), c.need(int, "num_hidden_layers")
     for item in cast("list[object]", c.get(list, "attention_types") or []):
-        match item:
-            case [list() as pattern, int() as times] if type(times) is int:
-                found += cast("list[object]", pattern) * times
-            case _:
-                raise ConfigError(
-                    f"{c.name}: attention_types has {brief(item)} where a list of kinds and how "
-                    "often it is repeated are needed"
-                )
+        said, pair = brief(item), cast("list[object]", item if isinstance(item, list) else [])
+        if [type(part) for part in pair] != [list, int]:
+            raise ConfigError(
+                f"{c.name}: attention_types has {said} where a list of kinds and how often "
+                "it is repeated are needed"
+            )
+        kinds, times = cast("list[object]", pair[0]), cast("int", pair[1])
+        if len(kinds) * times + len(found) > layers:
+            raise ConfigError(f"{c.name}: attention_types has more than {layers} layers")
+        found += kinds * times
     return found
 
 
@@ -195,7 +197,7 @@ def neo_windows(c: Reader) -> tuple[int | None, ...]:
     """Global layers and local ones; they take turns unless the config says otherwise."""
     layers, window = c.need(int, "num_hidden_layers"), integer("window_size", 256)(c)
     kinds = neo_layers(c) or [list(NEO_LAYERS)[i % 2] for i in range(layers)]
-    listed = c.get(list, "attention_layers")
+    listed = cast("list[object] | None", c.get(list, "attention_layers"))
     if listed is not None and listed != kinds:
         raise ConfigError(
             f"{c.name}: attention_layers = {brief(listed)}, but attention_types makes them "

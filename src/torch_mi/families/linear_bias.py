@@ -19,7 +19,6 @@ from torch_mi.families.rules import (
     flag,
     integer,
     inverse_root,
-    number,
 )
 from torch_mi.families.sources import Rows
 
@@ -179,11 +178,12 @@ def mpt_alibi(c: Reader) -> Alibi:
         found = r.get(type(value), key)
         if found not in (None, value):
             raise ConfigError(f"{r.name} has {key} = {found!r}; in mpt only {value!r} is modelled")
-    steepest = number("alibi_bias_max", 8.0)(r)
+    steepest = r.get(float, "alibi_bias_max")
     for key in ("clip_qkv", "softmax_scale"):
         r.get(float, key)
     r.refuse_unread(INERT | set(FIXED) | {"attn_impl", "attn_pdrop"}, "mpt")
-    return Alibi(max_bias=steepest)
+    # transformers reads how steep the slopes are and then takes them for 8
+    return Alibi() if steepest is None else Alibi(max_bias=steepest)
 
 
 def mpt_scale(c: Reader) -> float:

@@ -93,7 +93,8 @@ def factor(key: str, default: float) -> Rule:
     """What something is multiplied by; once is not at all."""
 
     def rule(c: Reader) -> float | None:
-        value = number(key, default)(c)
+        found = c.get(float, key)
+        value = default if found is None else found
         return None if value == 1.0 else value
 
     return rule
@@ -101,10 +102,10 @@ def factor(key: str, default: float) -> Rule:
 
 def divided_logits(c: Reader) -> float | None:
     """What logits are multiplied by where the config divides them."""
-    divisor = number("logits_scaling", 1.0)(c)
+    divisor = c.get(float, "logits_scaling")
     if divisor == 0:
         raise ConfigError(f"{c.name}: logits cannot be divided by logits_scaling = 0")
-    return None if divisor == 1.0 else 1.0 / divisor
+    return None if divisor is None or divisor == 1.0 else 1.0 / divisor
 
 
 GRANITE = LLAMA.but(
@@ -146,6 +147,7 @@ COHERE = LLAMA.but(
         "tie_word_embeddings": flag("tie_word_embeddings", default=True),
     },
     sources=NORMED,
+    inert={"model_max_length"},
     fixed=NO_MLP_BIAS,
     tiny={"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.4},
 )

@@ -4,11 +4,13 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch_mi.config.parts import Embedding, Head
 from torch_mi.errors import ConfigError
 from torch_mi.families.decoder import FIXED, INERT
 from torch_mi.families.family import Family, same
+from torch_mi.families.hidden import Feature, hidden
 from torch_mi.families.rules import Reader, brief
 
 STRUCTURAL = frozenset(
@@ -65,6 +67,11 @@ class Readings:
     def keys(self) -> dict[str, frozenset[str]]:
         """The keys that each field was read from."""
         return {name: r.keys for name, r in self.fields.items()}
+
+    @cached_property
+    def unclear(self) -> tuple[Feature, ...]:
+        """What these fields compute that neither tensors nor keys show."""
+        return tuple(hidden(self.values, self.keys))
 
     def but(self, readings: Mapping[str, Reading], explained: Sequence[str] = ()) -> "Readings":
         """These, with other readings of some fields and other keys explained."""

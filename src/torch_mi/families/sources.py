@@ -35,6 +35,10 @@ class Whole:
         """Ours, from theirs."""
         return tensors[0]
 
+    def moved(self, tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+        """Ours, where `move` takes it: to a device, and to the model's dtype."""
+        return move(tensor)
+
 
 @dataclass(frozen=True)
 class Named(Whole):
@@ -42,6 +46,14 @@ class Named(Whole):
 
     def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:  # noqa: ARG002
         return (self.theirs,)
+
+
+@dataclass(frozen=True)
+class Kept(Named):
+    """A named tensor that keeps its dtype in a model of any other."""
+
+    def moved(self, tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+        return tensor.to(move(tensor).device)
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,9 @@ class Grouped(Rows):
 
     def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:
         start, stop, rows = self.within(cfg)
-        return tensors[0].unflatten(0, (self.groups(cfg), rows))[:, start:stop].flatten(0, 1)
+        (tensor,) = tensors
+        grouped = tensor.reshape(self.groups(cfg), rows, *tensor.shape[1:])
+        return grouped[:, start:stop].flatten(0, 1)
 
 
 def each_expert(cfg: TransformerConfig) -> int:

@@ -91,7 +91,9 @@ class Names:
 
 
 def read_names(
-    table: Mapping[str, Source], pool: Mapping[str, Source], kinds: Mapping[str, Kind]
+    table: Mapping[str, Source],
+    pool: Mapping[str, tuple[str, Source]],
+    kinds: Mapping[str, Kind],
 ) -> Names:
     """A family's table, its prefixes as this checkpoint has them, and what the pool adds."""
     prefix = layer_prefix(kinds)
@@ -100,13 +102,16 @@ def read_names(
     names = Names(found, kinds, {})
     borrowed = dict[str, Source]()
     for kind in names.unexplained():
-        module = kind.pattern.rpartition(".")[0]
-        for ours, source in pool.items():
-            free = not names.has(ours) and ours not in borrowed
-            if free and source_name(here(source, prefix, modules)) == module:
-                borrowed[ours] = here(source, prefix, modules)
+        ours, source = pool.get(suffix_of(kind.pattern.rpartition(".")[0]), ("", ""))
+        if ours and not names.has(ours) and ours not in borrowed:
+            borrowed[ours] = here(source, prefix, modules)
     lent = {ours: source_name(source) for ours, source in borrowed.items()}
     return Names({**found, **borrowed}, kinds, lent)
+
+
+def suffix_of(module: str) -> str:
+    """A module's name within its layer, or the last part of one that is in none."""
+    return module.partition(LAYER)[2] or module.rpartition(".")[2]
 
 
 def layer_prefix(kinds: Mapping[str, Kind]) -> str:
@@ -127,17 +132,16 @@ def here(source: Source, prefix: str, modules: set[str]) -> Source:
     return renamed(source, like[0]) if len(like) == 1 else source
 
 
-def shared_pool(families: Sequence[Family]) -> dict[str, Source]:
-    """Modules that every family which names them so means by the name; prefixes aside."""
+def shared_pool(families: Sequence[Family]) -> dict[str, tuple[str, Source]]:
+    """What a name within a layer means to every family that has it."""
     meant = dict[str, dict[str, Source]]()
     for family in families:
         for table in family.tables():
             for ours, source in table.items():
-                suffix = source_name(source).partition(LAYER)[2] or source_name(source)
-                meant.setdefault(suffix, {}).setdefault(ours, source)
+                meant.setdefault(suffix_of(source_name(source)), {}).setdefault(ours, source)
     return {
-        ours: source
-        for candidates in meant.values()
+        suffix: (ours, source)
+        for suffix, candidates in meant.items()
         if len(candidates) == 1
         for ours, source in candidates.items()
         if type(source_of(source)) in (Whole, Stack)

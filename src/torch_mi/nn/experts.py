@@ -114,7 +114,7 @@ class Mixture(nn.Module):
         """The experts for each token, best first, out of the groups that are best."""
         scores = weights if self.correction is None else self.correction(weights)
         if self.how.groups > 1:
-            grouped = scores.unflatten(-1, (self.how.groups, -1))
+            grouped = scores.view(*scores.shape[:-1], self.how.groups, -1)
             best = 1 if self.how.group_score is GroupScore.Best else 2
             groups = grouped.topk(best).values.sum(-1).topk(self.how.chosen_groups).indices
             within = torch.zeros_like(grouped[..., 0]).scatter(-1, groups, 1.0) > 0
@@ -137,27 +137,26 @@ class Mixture(nn.Module):
         graph = x.requires_grad or gates.requires_grad
         every = graph and tap.watches(HookPoint.ExpertGates)
         if tap.edits(HookPoint.ExpertOut) or (graph and tap.watches(HookPoint.ExpertOut)):
-            return tap(HookPoint.ExpertOut, self.shares(x, gates, every)).sum(2)
+            return tap(HookPoint.ExpertOut, self.shares(x, gates, every=every)).sum(2)
         tap.later(HookPoint.ExpertOut, partial(self.shares, x, gates))
         rows, out = x.flatten(0, 1), torch.zeros_like(x).flatten(0, 1)
-        for _, where, share in self.outputs(rows, gates.flatten(0, 1), every):
+        for _, where, share in self.outputs(rows, gates.flatten(0, 1), every=every):
             out = out.index_add(0, where, share)
         return out.view_as(x)
 
-    def shares(self, x: Resid, gates: PerExpert, every: bool = False) -> Shares:  # noqa: FBT001, FBT002
+    def shares(self, x: Resid, gates: PerExpert, *, every: bool = False) -> Shares:
         """What each expert adds to the output: zero for the tokens that it does not see."""
         rows = x.flatten(0, 1)
         blank = torch.zeros_like(rows)
-        made = [blank] * self.how.count
-        for expert, where, share in self.outputs(rows, gates.flatten(0, 1), every):
-            made[expert] = blank.index_add(0, where, share)
-        return torch.stack(made, 1).unflatten(0, x.shape[:2])
+        made = {
+            expert: blank.index_add(0, where, share)
+            for expert, where, share in self.outputs(rows, gates.flatten(0, 1), every=every)
+        }
+        every_one = [made.get(expert, blank) for expert in range(self.how.count)]
+        return torch.stack(every_one, 1).view(*x.shape[:2], self.how.count, -1)
 
     def outputs(
-        self,
-        x: Rows,
-        gates: Float[Tensor, "row expert"],
-        every: bool,  # noqa: FBT001
+        self, x: Rows, gates: Float[Tensor, "row expert"], *, every: bool
     ) -> Iterator[tuple[int, Int[Tensor, " some"], Float[Tensor, "some d_model"]]]:
         """Expert by expert: the rows that it sees, and its output for them times their gates."""
         uses: Uses = torch.ones_like(gates, dtype=torch.bool) if every else gates != 0
@@ -178,4 +177,4 @@ def rows_of(uses: Uses, chosen: int) -> Sequence[Int[Tensor, " some"]]:
     rows, experts = uses.shape
     if uses.is_meta:
         return [uses.new_zeros(-(-rows * chosen // experts), dtype=torch.long)] * experts
-    return uses.mT.nonzero()[:, 1].split(numbers(uses.sum(0)))
+    return torch.split(uses.mT.nonzero()[:, 1], numbers(uses.sum(0)))

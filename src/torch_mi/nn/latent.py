@@ -66,5 +66,5 @@ class LatentAttention(Attention):
 
     def turned(self, x: Heads, shared: Shared) -> Heads:
         """Queries or keys, with the part that turns turned."""
-        stays, turns = x.split([self.how.nope_dim, self.how.rope_dim], -1)
+        stays, turns = x[..., : self.how.nope_dim], x[..., self.how.nope_dim :]
         return torch.cat([stays, shared.rotate(turns, self.rope)], -1)

@@ -63,6 +63,21 @@ class Grid(Result):
             errors=None if self.errors is None else self.errors / abs(one - zero),
         )
 
+    def at(self, axis: str, place: Coordinate) -> "Grid":
+        """The part of this at one place of an axis, which it no longer has."""
+        if axis not in self.axes or place not in self.axes[axis]:
+            known = self.axes.get(axis, tuple(self.axes))
+            raise ModelError(f"this grid has no {axis}={place!r}; it has {list(known)}")
+        dim, i = list(self.axes).index(axis), self.axes[axis].index(place)
+        return replace(
+            self,
+            title=f"{self.title}, {axis} {place}",
+            axes={name: places for name, places in self.axes.items() if name != axis},
+            labels={name: words for name, words in self.labels.items() if name != axis},
+            values=self.values.select(dim, i),
+            errors=None if self.errors is None else self.errors.select(dim, i),
+        )
+
     def best(self, k: int = 5) -> list[tuple[dict[str, Coordinate], float]]:
         """The `k` places whose score is furthest from the baseline, furthest first."""
         cells = list(self.cells())

@@ -19,7 +19,7 @@ from torch_mi.sweeps.reach import Cell
 
 SHARE = {"cpu": 0.25, "cuda": 0.6}
 """How much of the free memory a batch may take."""
-MOST = {"cpu": 2048, "cuda": 32768}
+MOST = {"cpu": 1024, "cuda": 32768}
 """Tokens beyond which a larger batch is no faster."""
 CALL = {"cpu": 32, "cuda": 1024}
 """What one more call of a layer costs, in tokens."""

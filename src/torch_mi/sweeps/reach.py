@@ -194,11 +194,12 @@ def _narrows(edit: Intervention) -> bool:
 
 def _counted(edit: Intervention, frame: Frame) -> Intervention:
     """The same edit with its positions as numbers from the start."""
-    if edit.at is None:
+    named = {} if edit.at is None else edit.at.named()
+    if edit.at is None or all(isinstance(i, int) and i >= 0 for i in named.values()):
         return edit
     found: dict[str, Index] = {}
     for axis in ("pos", "query", "key"):
-        place = edit.at.named().get(axis)
+        place = named.get(axis)
         if isinstance(place, Token | Span) and frame.text is not None:
             place = place.find(frame.text(0))
         if isinstance(place, int):

@@ -47,6 +47,20 @@ FALCON: Config = {
 
 MPT: Config = {**TOKENS, "d_model": 36, "n_heads": 6, "n_layers": 3, "max_seq_len": 64}
 
+SMALL: dict[str, Config] = {
+    "gpt2": GPT,
+    "gpt_bigcode": GPT,
+    "gpt_neo": NEO,
+    "opt": OPT,
+    "gptj": {**GPT, "rotary_dim": 4},
+    "gpt_neox": {**NEOX, "hidden_size": 48, "num_attention_heads": 3},
+    "phi": {**NEOX, "num_attention_heads": 3},
+    "bloom": BLOOM,
+    "falcon": FALCON,
+    "mpt": MPT,
+}
+"""The smallest config of each family from which transformers makes a model."""
+
 UNTIED: Config = {"tie_word_embeddings": False}
 TIED: Config = {"tie_word_embeddings": True}
 
