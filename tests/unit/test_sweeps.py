@@ -46,9 +46,7 @@ def scales(m: mi.MIModel, length: int = 6) -> list[mi.HookSpec]:
 def test_the_reach_of_an_edit() -> None:
     m = model()
     tokens = m.encode("abcdef")
-    plain = m.forward(tokens, mi.HookSpec().capture(P.ResidPre, P.AttnZ, P.AttnPattern))
-    item = item_of(m, tokens, P.ResidPre, P.AttnZ, P.AttnPattern)
-    last = m.num_layers - 1
+    item = item_of(m, tokens)
 
     def found(where: str, edit: mi.Intervention) -> tuple[int, int]:
         cell = reach(item, mi.HookSpec().intervene(where, edit))
@@ -66,6 +64,18 @@ def test_the_reach_of_an_edit() -> None:
     assert found(P.AttnScores(0), mi.Add(torch.ones(1, 7), at=at(key=2, head=0))) == (0, 0)
     assert found(P.AttnZ(1), mi.Apply(lambda x, _: x)) == (1, 0)
     assert found(P.AttnZ(1), mi.Apply(lambda x, _: x, at=at(pos=4))) == (1, 4)
+
+
+def test_the_reach_of_values_that_are_there_already() -> None:
+    m = model()
+    tokens = m.encode("abcdef")
+    plain = m.forward(tokens, mi.HookSpec().capture(P.AttnZ, P.AttnPattern))
+    item, at, last = item_of(m, tokens, P.AttnZ, P.AttnPattern), mi.At, m.num_layers - 1
+
+    def found(where: str, edit: mi.Intervention) -> tuple[int, int]:
+        cell = reach(item, mi.HookSpec().intervene(where, edit))
+        return cell.layer, cell.pos
+
     same = plain[P.AttnZ(1)].clone()
     assert found(P.AttnZ(1), mi.Replace(same)) == (m.num_layers, NEVER), "nothing changes"
     same[0, 4, 1] += 1
@@ -153,14 +163,10 @@ def test_specs_come_in_every_form() -> None:
     both = sweep(m, ["abcdef", "fedcba"], lambda i: some[i : i + 2], mi.logit("q"))
     assert both.per_prompt.shape == (2, 2)
     assert both.per_prompt[0, 0] == pytest.approx(float(wanted.scores[0]), abs=1e-5)
-    with pytest.raises(mi.InterventionError, match="prompt 1 has 1, others 2|has 1, others 2"):
+    with pytest.raises(mi.InterventionError, match="has 1, others 2"):
         sweep(m, ["abcdef", "fedcba"], lambda i: some[: 2 - i], mi.logit("q"))
-    with pytest.raises(mi.InterventionError, match="put the one spec in a list"):
-        sweep(m, "abc", some[0], mi.logit("q"))  # pyright: ignore[reportArgumentType] - on purpose
     with pytest.raises(mi.InterventionError, match="at least one spec"):
         sweep(m, "abc", [], mi.logit("q"))
-    with pytest.raises(mi.InterventionError, match="is not a HookSpec"):
-        sweep(m, "abc", ["x"], mi.logit("q"))  # pyright: ignore[reportArgumentType] - on purpose
     with pytest.raises(mi.InterventionError, match="may edit and nothing else"):
         sweep(m, "abc", [mi.HookSpec().capture(P.Embed)], mi.logit("q"))
     with pytest.raises(mi.InterventionError, match="out of range"):
@@ -217,8 +223,6 @@ def test_a_function_is_a_metric() -> None:
     )
     with pytest.raises(mi.ModelError, match=r"turned \[1, 97\] into \[\]"):
         sweep(m, "abc", scales(m, 3), lambda logits: logits.sum())
-    with pytest.raises(mi.ModelError, match="neither a metric nor a function"):
-        sweep(m, "abc", scales(m, 3), 3)  # pyright: ignore[reportArgumentType] - on purpose
 
 
 def test_several_positions_are_averaged_over() -> None:
@@ -304,7 +308,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> l
 
 def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch_mi.sweeps.plan.ROUND", 4)
-    monkeypatch.setattr("torch_mi.sweeps.plan.MOST", {"cpu": 16})
+    monkeypatch.setattr("torch_mi.sweeps.plan.MOST", {"cpu": 16, "cuda": 16})
     m, path = model(), tmp_path / "kept" / "sweep.jsonl"
     whole = sweep(m, "abcdef", scales(m), mi.logit("q"))
     first = counted(monkeypatch, stop_after=3)
@@ -314,7 +318,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert kept > 0
     assert sum(first) > 0
     # by now there is less memory, or more: the batches stay what they were
-    monkeypatch.setattr("torch_mi.sweeps.plan.MOST", {"cpu": 500})
+    monkeypatch.setattr("torch_mi.sweeps.plan.MOST", {"cpu": 500, "cuda": 500})
     second = counted(monkeypatch)
     found = sweep(m, "abcdef", scales(m), mi.logit("q"), checkpoint=path)
     assert torch.equal(found.per_prompt, whole.per_prompt), "bit by bit"
@@ -355,7 +359,7 @@ def test_a_checkpoint_tells_apart_what_differs(
         ran.clear()
         other()
         assert sum(ran) == 2
-    with pytest.raises(mi.InterventionError, match="cannot tell .* from another function"):
+    with pytest.raises(mi.InterventionError, match=r"cannot tell .* from another function"):
         sweep(m, "abc", cells, lambda x: x[:, 0], checkpoint=path)
     function = [mi.HookSpec().intervene(P.ResidPre(0), mi.Apply(lambda x, _: x))]
     with pytest.raises(mi.InterventionError, match="holds a function"):
@@ -389,7 +393,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
         from torch_mi.sweeps import plan, run
         from torch_mi.sweeps.store import Store
         from torch_mi.testing import tiny
-        plan.ROUND = 4
+        plan.ROUND, plan.CALL["cpu"], plan.MOST["cpu"] = 4, 1, 20
         if os.environ.get("KILL"):
             add, count = Store.add, []
             def killed(self, keys, scores):
@@ -443,7 +447,10 @@ def test_progress_is_told(
     assert told[0] == 18 == sum(told[1:])
 
 
-def test_the_bar_is_drawn_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_is_drawn_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
     sweep(model(), "abcdef", scales(model()), mi.logit("q"), progress=True)
     assert "sweep" in capsys.readouterr().err
 
