@@ -139,7 +139,7 @@ def configs(draw: st.DrawFn, layout: BlockLayout, norm: NormType) -> mi.Transfor
 @pytest.mark.parametrize("norm", NormType, ids=lambda norm: norm.value)
 @pytest.mark.parametrize("layout", BlockLayout, ids=lambda layout: layout.value)
 def test_every_axis_with_every_other(layout: BlockLayout, norm: NormType) -> None:
-    @settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow])
     @given(st.data())
     def hold(data: st.DataObject) -> None:
         cfg = data.draw(configs(layout, norm))
@@ -158,7 +158,7 @@ def test_every_axis_with_every_other(layout: BlockLayout, norm: NormType) -> Non
 @pytest.mark.parametrize("layout", BlockLayout, ids=lambda layout: layout.value)
 @pytest.mark.parametrize("law", SLOW, ids=lambda law: law.__name__)
 def test_every_layout_under_the_slow_laws(layout: BlockLayout, law: testing.Law) -> None:
-    @settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow])
     @given(st.data())
     def hold(data: st.DataObject) -> None:
         cfg = data.draw(configs(layout, data.draw(st.sampled_from(NormType))))

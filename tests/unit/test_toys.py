@@ -36,6 +36,9 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.manifest import fingerprint
 from torch_mi.testing import tiny
 
+# beartype looks at a random item of a list, in strategies too; that decides no example
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
 toy = mi.TransformerConfig.toy
 CFG = toy(vocab_size=20, num_layers=2, hidden_size=24)
 
@@ -84,7 +87,7 @@ class TestConfig:
             "layer_gain, layer_bare, absent; did you mean 'layer'?"
         )
         assert said(toy, vocab_size=7, positions="rotory") == snapshot(
-            "positions='rotory' is none of learned, rotary, alibi, none"
+            "positions='rotory' is none of learned, rotary, alibi, none; did you mean 'rotary'?"
         )
         assert said(toy, vocab_size=7, num_attention_heads=3) == snapshot(
             "3 attention heads cannot share a width of 64 evenly; give head_dim"

@@ -2,7 +2,6 @@
 """What a decoder-only transformer is, as data: every field is a choice of arithmetic."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch_mi.config.activation import Activation
 from torch_mi.config.parts import (
@@ -18,7 +17,7 @@ from torch_mi.config.parts import (
     member,
 )
 from torch_mi.config.rope import Rope
-from torch_mi.errors import ConfigError
+from torch_mi.errors import ConfigError, did_you_mean
 
 COUNTS = (
     "hidden_size",
@@ -36,7 +35,7 @@ PLAIN_EMBEDDING, PLAIN_HEAD = Embedding(), Head()
 PER_LAYER = ("ropes", "windows", "attn_scales")
 """Fields with an entry for each layer."""
 
-Positions = Literal["learned", "rotary", "alibi", "none"]
+POSITIONS = ("learned", "rotary", "alibi", "none")
 """How a model written by hand knows where a token stands."""
 
 MLP_WIDTH = 4
@@ -99,7 +98,7 @@ class TransformerConfig:
         head_dim: int | None = None,
         intermediate_size: int | None = None,
         max_position_embeddings: int = 64,
-        positions: Positions = "learned",
+        positions: str = "learned",
         norm_type: NormType | str = NormType.Layer,
         layout: BlockLayout | str = BlockLayout.Pre,
         activation: Activation | str = Activation.Gelu,
@@ -117,9 +116,9 @@ class TransformerConfig:
         `activation` are given by value ("layer", "rms", "absent"; "pre", "parallel"; "gelu",
         "relu", "solu_norm"). For everything else: `dataclasses.replace(cfg, ...)`.
         """
-        if positions not in get_args(Positions):
-            ways = ", ".join(get_args(Positions))
-            raise ConfigError(f"positions={positions!r} is none of {ways}")
+        if positions not in POSITIONS:
+            near = did_you_mean(positions, POSITIONS)
+            raise ConfigError(f"positions={positions!r} is none of {', '.join(POSITIONS)}{near}")
         width = _share(hidden_size, num_attention_heads) if head_dim is None else head_dim
         learned = Learned(max_position_embeddings) if positions == "learned" else None
         layers = max(num_layers, 0)

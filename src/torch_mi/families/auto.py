@@ -77,6 +77,8 @@ class Attempt:
     raw: Mapping[str, object]
     readings: Readings
     names: Names
+    buffers: list[str]
+    """Patterns of tensors that are not parameters."""
     changes: list[str] = field(default_factory=list[str])
     issues: list[str] = field(default_factory=list[str])
     config: TransformerConfig | None = None
@@ -84,6 +86,11 @@ class Attempt:
     @property
     def base(self) -> Family:
         return self.readings.family
+
+    @property
+    def exact(self) -> bool:
+        """Whether every key and name is the base's own."""
+        return not (self.issues or self.changes or self.names.borrowed)
 
     @property
     def unclear(self) -> tuple[Feature, ...]:
@@ -104,7 +111,10 @@ def infer(raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Shape
         settle(each, shapes, measure)
         if not each.issues and not each.unclear:
             break
-    best = min(attempts, key=lambda a: (a.config is None, cost(a, told)))
+    best = min(attempts[:SERIOUS], key=lambda a: cost(a, told))
+    for each in attempts:
+        if best.names.borrowed and each.exact and each.config is None:
+            settle(each, shapes, measure)
     doubts = doubts_of(best, attempts, others, told)
     issues = tuple(dict.fromkeys([*best.issues, *doubts]))
     return Inferred(
@@ -186,9 +196,11 @@ def attempted(
     if foreign:
         base = replace(base, aliases={**foreign, **base.aliases})
         readings = readings_of(base, raw)
-    stored = {p: kind for p, kind in kinds.items() if not is_buffer(p, list(base.buffers))}
-    attempt = Attempt(raw, readings, read_names(table, pool(), stored))
+    buffers = [pattern for pattern in kinds if is_buffer(pattern, list(base.buffers))]
+    stored = {pattern: kind for pattern, kind in kinds.items() if pattern not in buffers}
+    attempt = Attempt(raw, readings, read_names(table, pool(), stored), buffers)
     explain_keys(attempt, others)
+    mend(attempt, others)
     believe_tensors(attempt)
     attempt.issues += readings.wrong
     attempt.issues += dict.fromkeys(r.error for r in attempt.readings.fields.values() if r.error)
@@ -205,7 +217,7 @@ def explain_keys(attempt: Attempt, others: list[Readings]) -> None:
     for key, value in attempt.readings.unread.items():
         if key in STRUCTURAL:
             continue
-        lent = lent_by(others, key)
+        lent = lent_by(others, key, attempt.readings.values.get("head_dim"))
         composed = [r for r in lent if r.field in ("embedding", "head")]
         free = all(plain_part(attempt.readings.values.get(r.field)) for r in composed)
         if lent and free:
@@ -218,18 +230,39 @@ def explain_keys(attempt: Attempt, others: list[Readings]) -> None:
             attempt.changes.append(f"{key} = {brief(value)} changes nothing, as in {whose}")
 
 
-def lent_by(others: list[Readings], key: str) -> list[Reading]:
+def lent_by(others: list[Readings], key: str, width: object) -> list[Reading]:
     """The fields that other families read from a key, if they agree on them."""
     found = dict[str, Reading]()
     for readings in others:
         unclear = {feature.field for feature in readings.unclear}
-        for name, reading in readings.fields.items():
+        alike = readings.values.get("head_dim") == width
+        for name, reading in readings.fields.items() if alike else ():
             if key not in reading.keys or reading.error or name in unclear:
                 continue
             if name in found and found[name].value != reading.value:
                 return []
             found.setdefault(name, reading)
     return list(found.values())
+
+
+def mend(attempt: Attempt, others: list[Readings]) -> None:
+    """Read what the base's rules refuse as other families do, if those that can all agree."""
+    for name, reading in attempt.readings.fields.items():
+        if not reading.error:
+            continue
+        able = [
+            each
+            for each in others
+            if name in each.fields
+            and not each.fields[name].error
+            and each.fields[name].keys >= reading.keys
+            and each.values.get("head_dim") == attempt.readings.values.get("head_dim")
+            and name not in {feature.field for feature in each.unclear}
+        ]
+        values = [each.fields[name].value for each in able]
+        if able and all(value == values[0] for value in values):
+            attempt.readings = attempt.readings.but({name: able[0].fields[name]})
+            attempt.changes.append(f"{name} is read as in {able[0].family.model_type}")
 
 
 def believe_tensors(attempt: Attempt) -> None:
@@ -242,7 +275,9 @@ def believe_tensors(attempt: Attempt) -> None:
         default = TransformerConfig.__dict__.get(each.field)
         if reading is None and default == each.value:
             continue
+        told = attempt.raw.get(SAID_BY.get(each.field, each.field))
         said = reading is not None and reading.keys and not reading.error
+        said = said or (isinstance(told, bool) and told is not each.value)
         biased = attempt.readings.values.get("qkv_bias") is True
         if said and each.field in OUTRIGHT and not (each.field == "o_proj_bias" and biased):
             continue
@@ -254,6 +289,9 @@ def believe_tensors(attempt: Attempt) -> None:
 
 OUTRIGHT = ("qkv_bias", "o_proj_bias", "mlp_bias", "gated_mlp", "layout", "tie_word_embeddings")
 """Fields that a key can settle: tensors that say otherwise are then missing or without meaning."""
+
+SAID_BY = {"qkv_bias": "attention_bias", "o_proj_bias": "attention_bias"}
+"""Keys that speak of fields by other names, whatever a base makes of them."""
 
 
 def wording(value: object) -> str:
@@ -270,12 +308,15 @@ def settle(attempt: Attempt, shapes: Mapping[str, Shape], measure: Shapes) -> No
     try:
         cfg = TransformerConfig(**cast("dict[str, Any]", attempt.readings.values))
         wanted = measure(cfg, shapes)
-        found = match(cfg, wanted, attempt.names.sources, (), list(shapes))
+        found = match(cfg, wanted, attempt.names.sources, attempt.buffers, list(shapes))
     except (ConfigError, ModelError) as error:
         attempt.issues.append(str(error))
         return
     attempt.config = cfg
     attempt.issues += lacking(found.missing, attempt)
+    extra = kinds_of({name: shapes[name] for name in found.extra}).values()
+    said = {kind.pattern for kind in attempt.names.unexplained()}
+    attempt.issues += [f"{kind} has no meaning here" for kind in extra if kind.pattern not in said]
     unlike = dict[str, str]()
     for p in found.placements:
         for name in p.theirs:
@@ -295,13 +336,20 @@ def lacking(missing: tuple[str, ...], attempt: Attempt) -> Iterator[str]:
         yield f"expected {module} ({leaves}), as in {attempt.base.model_type}; it is not there"
 
 
+NAMED = "its names are those of"
+
+
 def doubts_of(
     best: Attempt, attempts: list[Attempt], others: list[Readings], told: set[str]
 ) -> Iterator[str]:
     """Arithmetic that shows in nothing, and that a kinship suggests."""
     whole = {a.base.model_type for a in attempts if not a.issues}
     if best.unclear:
-        yield doubt(best.base.model_type, best.unclear, "its names are those of", whole)
+        yield doubt(best.base.model_type, best.unclear, NAMED, whole)
+        return
+    exact = [a for a in attempts if a.config is not None and a.exact]
+    if best.names.borrowed and exact and exact[0].unclear:
+        yield doubt(exact[0].base.model_type, exact[0].unclear, NAMED, whole)
         return
     stems = set[str]()
     for readings in sorted(others, key=lambda r: (len(r.unread), r.absent)):
@@ -374,5 +422,5 @@ def family_of(attempt: Attempt, name: str) -> Family:
         sources=attempt.names.sources,
         inert=frozenset(attempt.raw),
         fixed={},
-        buffers=[],
+        buffers=attempt.buffers,
     )

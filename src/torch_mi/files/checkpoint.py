@@ -68,6 +68,14 @@ OTHER_FORMATS = {
 """Weights people have that are not read here, and what to do about it."""
 
 
+NO_MODELS = {
+    "adapter_config.json": ": an adapter; load the model it was trained on with adapter= this",
+    "model_index.json": ": a diffusers pipeline, which makes images and not text",
+    "params.json": ": weights as their makers keep them; get those converted for transformers",
+}
+"""Files that give away a folder of another kind."""
+
+
 @dataclass(frozen=True)
 class WeightFiles:
     """Which files hold a folder's weights, and which file the index gives each tensor."""
@@ -234,7 +242,8 @@ def read_config(folder: str | Path) -> dict[str, object]:
     """The folder's `config.json`."""
     folder = _existing(folder)
     if not (folder / "config.json").is_file():
-        raise FileError(f"{folder} has no config.json; {_contents(folder)}")
+        kind = next((what for name, what in NO_MODELS.items() if (folder / name).is_file()), "")
+        raise FileError(f"{folder} has no config.json; {_contents(folder)}{kind}")
     return read_json(folder / "config.json")
 
 
