@@ -180,16 +180,24 @@ def lens(one: Contest, cells: Sequence[tuple[int, int]]) -> Tensor:
     if one.at == "z":
         setter, name, axes = patching.layer_head_vector_patch_setter, "z", ("layer", "head")
     with torch.no_grad():
-        _, cache = one.lens.run_with_cache(one.clean, names_filter=lambda n: n.endswith(name))
+        _, cache = one.lens.run_with_cache(one.clean, names_filter=_ends_with(name))
         return patching.generic_activation_patch(
             one.lens,
             one.corrupted,
             cache,
-            lambda logits: logits[0, -1, WORDS[0]] - logits[0, -1, WORDS[1]],
+            _difference,
             setter,
             name,
             index_df=pd.DataFrame(cells, columns=list(axes)),
         )
+
+
+def _ends_with(end: str) -> Callable[[str], bool]:
+    return lambda name: name.endswith(end)
+
+
+def _difference(logits: Tensor) -> Tensor:
+    return logits[0, -1, WORDS[0]] - logits[0, -1, WORDS[1]]
 
 
 @dataclass(frozen=True, eq=False)

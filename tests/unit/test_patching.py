@@ -141,7 +141,7 @@ def put_in(
             chosen = [slice(None)] * x.ndim
             names = {"pos": 1, "head": 2, "neuron": 2}
             for name, i in ({} if at is None else at.named()).items():
-                chosen[names[name]] = slice(i, i + 1)  # pyright: ignore[reportArgumentType, reportOperatorIssue] - numbers here
+                chosen[names[name]] = slice(i, i + 1)  # pyright: ignore[reportOperatorIssue] - numbers here
             x[tuple(chosen)] = value[tuple(chosen)]
             return x
 

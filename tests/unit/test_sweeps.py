@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -434,10 +435,9 @@ def test_progress_is_told(
     sweep(m, "abcdef", scales(m), mi.logit("q"))
     assert capsys.readouterr().err == "", "nobody watches"
     told: list[int] = []
-    from contextlib import contextmanager  # noqa: PLC0415 - for this test
 
     @contextmanager
-    def bar(total: int | None, wanted: bool | None) -> Iterator[object]:
+    def bar(total: int | None, wanted: bool | None) -> Generator[object]:
         told.append(total or 0)
         assert wanted
         yield told.append

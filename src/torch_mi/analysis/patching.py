@@ -25,7 +25,7 @@ from torch_mi.model import MIModel
 from torch_mi.prompts import Batch, Prompt
 from torch_mi.results import pieces_of, text_of
 from torch_mi.sweeps.grid import Coordinate, Grid
-from torch_mi.sweeps.metrics import Judge, Metric, as_metric
+from torch_mi.sweeps.metrics import Judge, Metric
 from torch_mi.sweeps.run import sweep
 
 POINTS = {
@@ -56,10 +56,22 @@ class Pairs:
 
     edited: Batch
     source: Batch
+    noising: bool
 
     @property
     def runs(self) -> list[list[int]]:
         return self.edited.rows()
+
+    def said(self, model: MIModel) -> dict[str, object]:
+        """What the prompts say."""
+        names = ("clean", "corrupted") if self.noising else ("corrupted", "clean")
+        texts = [
+            [text_of(model, row) for row in batch.rows()] for batch in (self.edited, self.source)
+        ]
+        return {
+            name: text[0] if len(text) == 1 else text
+            for name, text in sorted(zip(names, texts, strict=True))
+        }
 
 
 def patch(  # noqa: PLR0913 - an experiment is made of choices
@@ -89,11 +101,7 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
     over. Scores are read at `position`, the last unless given; `Grid.normalized()` makes 0 the
     corrupted and 1 the clean prompts' score.
     """
-    if direction not in ("denoising", "noising"):
-        raise InterventionError(f"direction={direction!r} is neither 'denoising' nor 'noising'")
-    good, bad = _prompts(model, clean, corrupted)
-    noising = direction == "noising"
-    pairs = Pairs(good, bad) if noising else Pairs(bad, good)
+    pairs = _pairs(model, clean, corrupted, direction)
     names = EVERY_BLOCK if at == "every_block" else (at,)
     cuts = [_cut(model, name, by, layers, pairs) for name in names]
     if any(cut.axes != cuts[0].axes for cut in cuts):
@@ -122,14 +130,9 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
         _title(at, direction),
         axes | cuts[0].axes,
         _labels(model, pairs, cuts[0].axes),
-        {
-            "clean": _said(model, good),
-            "corrupted": _said(model, bad),
-            "at": at,
-            "direction": direction,
-        },
+        pairs.said(model) | {"at": at, "direction": direction},
     )
-    return replace(grid, metric=repr(as_metric(metric)), reference=plain.baseline, noising=noising)
+    return replace(grid, reference=plain.baseline, noising=pairs.noising)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +164,8 @@ class Cut:
         )
         for layer in layers:
             at = At(**cast("dict[str, Any]", index)) if index else None
-            spec.intervene(self.point(layer), Replace(source[self.point(layer)][chosen], at=at))
+            value = source[self.point(layer)][cast("Any", chosen)]
+            spec.intervene(self.point(layer), Replace(value, at=at))
         return spec
 
 
@@ -229,8 +233,10 @@ def _point(at: str) -> HookPoint:
     return POINTS[at]
 
 
-def _prompts(model: MIModel, clean: Prompt, corrupted: Prompt) -> tuple[Batch, Batch]:
+def _pairs(model: MIModel, clean: Prompt, corrupted: Prompt, direction: Direction) -> Pairs:
     """Both sides as token ids, pair by pair equally long."""
+    if direction not in ("denoising", "noising"):
+        raise InterventionError(f"direction={direction!r} is neither 'denoising' nor 'noising'")
     good, bad = model.read_prompt(clean), model.read_prompt(corrupted)
     if len(good.tokens) != len(bad.tokens):
         raise InterventionError(
@@ -243,7 +249,8 @@ def _prompts(model: MIModel, clean: Prompt, corrupted: Prompt) -> tuple[Batch, B
                 f"({list(pieces_of(model, one))}), the corrupted one {len(other)} "
                 f"({list(pieces_of(model, other))})"
             )
-    return good, bad
+    noising = direction == "noising"
+    return Pairs(good, bad, noising) if noising else Pairs(bad, good, noising)
 
 
 def _labels(
@@ -256,12 +263,6 @@ def _labels(
     rows = [pieces_of(model, row) for row in pairs.runs]
     words = tuple(same[0] if len(set(same)) == 1 else "…" for same in zip(*rows, strict=True))
     return dict.fromkeys(named, words)
-
-
-def _said(model: MIModel, batch: Batch) -> str | list[str]:
-    """What the prompts say."""
-    texts = [text_of(model, row) for row in batch.rows()]
-    return texts[0] if len(texts) == 1 else texts
 
 
 def _title(at: str, direction: Direction) -> str:

@@ -93,7 +93,6 @@ def read_lens_config(theirs: object) -> TransformerConfig:
     layers, vocab = c.need(int, "n_layers"), c.need(int, "d_vocab")
     heads = width // max(head_dim, 1) if heads == -1 else heads
     attention_only = c.get(bool, "attn_only") or False
-    logits = c.get(int, "d_vocab_out")
     norm = _norm(c)
     cfg = TransformerConfig(
         hidden_size=width,
@@ -121,12 +120,7 @@ def read_lens_config(theirs: object) -> TransformerConfig:
         attn_logit_softcapping=_cap(c, "attn_scores_soft_cap"),
         qk_norm=QkNorm(NormType.Rms, Over.Head) if _flag(c, "use_qk_norm") else None,
         clip_qkv=c.get(float, "clip_qkv"),
-        head=Head(
-            bias=True,
-            softcap=_cap(c, "output_logits_soft_cap"),
-            vocab_size=None if logits in (None, -1, vocab) else logits,
-            norm_type=_final_norm(c, norm),
-        ),
+        head=_head(c, vocab, norm),
     )
     _refuse_rest(c, raw)
     return cfg
@@ -207,6 +201,16 @@ def _layout(c: Reader, norm: NormType) -> BlockLayout:
             "RMSPre without parallel_attn_mlp"
         )
     return BlockLayout.Sandwich
+
+
+def _head(c: Reader, vocab: int, norm: NormType) -> Head:
+    logits = c.get(int, "d_vocab_out")
+    return Head(
+        bias=True,
+        softcap=_cap(c, "output_logits_soft_cap"),
+        vocab_size=None if logits in (None, -1, vocab) else logits,
+        norm_type=_final_norm(c, norm),
+    )
 
 
 def _final_norm(c: Reader, norm: NormType) -> NormType | None:

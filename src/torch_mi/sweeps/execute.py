@@ -100,7 +100,7 @@ def climb(model: MIModel, items: Mapping[int, Item], batch: Batch) -> list[Ended
         x, _ = model.backend.block(layer, x, shared, tap, past)
         parts = [x]
     parts += [row.owner.record.residual(layers, start).x for row in rows[count:]]
-    ends = torch.cat(parts).split(1)
+    ends = torch.split(torch.cat(parts), 1)
     return [_ended(model, row, x, start) for row, x in zip(rows, ends, strict=True)]
 
 
@@ -151,7 +151,7 @@ def _ended(model: MIModel, row: Row, x: Tensor, start: int) -> Ended:
 
 def unembedded(model: MIModel, x: Tensor) -> Tensor:
     """The logits [row vocab] of residual streams [row d_model] that left the last layer."""
-    parts = [model.backend.unembed(part[None], silent)[0] for part in x.split(UNEMBED)]
+    parts = [model.backend.unembed(part[None], silent)[0] for part in torch.split(x, UNEMBED)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -166,7 +166,7 @@ def scores_of(
     for k in range(0, len(hidden), UNEMBED):
         some = hidden[k : k + UNEMBED]
         rows = [x for i in some if (x := ended[i].x) is not None]
-        logits = unembedded(model, torch.cat(rows)).split([len(x) for x in rows])
+        logits = torch.split(unembedded(model, torch.cat(rows)), [len(x) for x in rows])
         _score(model, metrics, dict(zip(some, logits, strict=True)), ended, found)
     direct = {i: end.logits for i, end in enumerate(ended) if end.logits is not None}
     _score(model, metrics, direct, ended, found)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -329,9 +330,10 @@ def _job(
     if callable(specs):
         of = specs
         return Job(model, rows, lambda i: _checked(of(i)), None, judge, position)
-    listed = _checked(specs.values() if isinstance(specs, Mapping) else specs)
-    names = specs if isinstance(specs, Mapping) else map(str, range(len(listed)))
-    return Job(model, rows, lambda _: listed, tuple(map(str, names)), judge, position)
+    named = cast("Mapping[str, HookSpec]", specs) if isinstance(specs, Mapping) else None
+    listed = _checked(cast("Iterable[HookSpec]", specs) if named is None else named.values())
+    names = map(str, range(len(listed)) if named is None else named)
+    return Job(model, rows, lambda _: listed, tuple(names), judge, position)
 
 
 def _checked(specs: Iterable[HookSpec]) -> list[HookSpec]:
