@@ -2,7 +2,7 @@
 """A planned sweep is one whole run for each cell, whatever the edits, model, prompts and metric."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.laws import examples
+from torch_mi.backends.transformer import Transformer
 from torch_mi.cache import Prefix
 from torch_mi.families import FAMILIES
 from torch_mi.hooks.coordinates import At
@@ -22,7 +23,7 @@ from torch_mi.model import MIModel
 from torch_mi.partial import record, rerun
 from torch_mi.sweeps.metrics import Metric, kl, log_prob, logit, logit_diff, prob, rank
 from torch_mi.sweeps.run import sweep
-from torch_mi.testing import random_tokens
+from torch_mi.testing import random_tokens, tiny
 
 # beartype looks at a random item of a list, in strategies too; that decides no example
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -127,7 +128,8 @@ def whole(
     return Whole(float(torch.stack(scores).mean()), float(edited[places].abs().max()))
 
 
-@settings(max_examples=150)
+@pytest.mark.slow
+@settings(max_examples=80)
 @given(st.data(), families)
 def test_a_sweep_is_a_run_for_each_cell(data: st.DataObject, family: str) -> None:
     model = data.draw(examples.models(family))
@@ -144,7 +146,8 @@ def test_a_sweep_is_a_run_for_each_cell(data: st.DataObject, family: str) -> Non
         assert wanted.is_found(score), (repr(spec), score, wanted)
 
 
-@settings(max_examples=40)
+@pytest.mark.slow
+@settings(max_examples=20)
 @given(st.data(), families)
 def test_a_dataset_is_every_prompt_as_if_alone(data: st.DataObject, family: str) -> None:
     model = data.draw(examples.models(family))
@@ -166,7 +169,7 @@ def test_a_dataset_is_every_prompt_as_if_alone(data: st.DataObject, family: str)
         assert base.is_found(float(found.baselines[i])), "padding changes nothing"
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.data(), families)
 def test_edits_by_coordinates_equal_the_padded_batch(data: st.DataObject, family: str) -> None:
     """What a spec does to a padded batch is what it does to each prompt alone."""
@@ -187,7 +190,7 @@ def test_edits_by_coordinates_equal_the_padded_batch(data: st.DataObject, family
             assert wanted.is_found(float(found.per_prompt[i, k]))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.data(), families)
 def test_part_of_a_run_is_that_part_of_the_whole(data: st.DataObject, family: str) -> None:
     model = data.draw(examples.models(family))
@@ -230,6 +233,22 @@ def test_a_cut_prefix_is_that_of_the_first_tokens(data: st.DataObject, family: s
         rest = model.forward(tokens[:, seen:], attention_mask=mask[:, seen:], after=cut).output
         wanted = model.forward(tokens, attention_mask=mask).output[:, seen:]
         torch.testing.assert_close(rest, wanted, atol=2e-5, rtol=0)
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_models_that_look_both_ways_skip_layers_alone(data: st.DataObject) -> None:
+    model = tiny("llama", data.draw(st.integers(0, 3)))
+    backend = cast("Transformer", model.backend)
+    backend.cfg = replace(backend.cfg, causal=False)
+    tokens = random_tokens(model, 1, data.draw(st.integers(3, 7)))
+    cells = data.draw(st.lists(specs(model, tokens), min_size=1, max_size=4))
+    position = data.draw(st.sampled_from([0, -1]))
+    found = sweep(model, tokens, cells, logit(5), position=position)
+    for score, spec in zip(found.scores.tolist(), cells, strict=True):
+        assert whole(model, tokens, spec, logit(5), position).is_found(score), repr(spec)
+    busy = found.plan.cells - found.plan.idle
+    assert not busy or "later positions change earlier ones" in found.explain()
 
 
 def test_ranks_are_those_of_whole_runs() -> None:

@@ -101,9 +101,9 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
     over. Scores are read at `position`, the last unless given; `Grid.normalized()` makes 0 the
     corrupted and 1 the clean prompts' score.
     """
-    pairs = _pairs(model, clean, corrupted, direction)
+    pairs = read_pairs(model, clean, corrupted, direction)
     names = EVERY_BLOCK if at == "every_block" else (at,)
-    cuts = [_cut(model, name, by, layers, pairs) for name in names]
+    cuts = [cut_of(model, name, by, layers, pairs) for name in names]
     if any(cut.axes != cuts[0].axes for cut in cuts):
         raise InterventionError(f"{at} has no axes {by} in common")
 
@@ -129,7 +129,7 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
     grid = found.grid(
         _title(at, direction),
         axes | cuts[0].axes,
-        _labels(model, pairs, cuts[0].axes),
+        labels_along(model, pairs, cuts[0].axes),
         pairs.said(model) | {"at": at, "direction": direction},
     )
     return replace(grid, reference=plain.baseline, noising=pairs.noising)
@@ -169,7 +169,7 @@ class Cut:
         return spec
 
 
-def _cut(
+def cut_of(
     model: MIModel,
     at: str,
     by: Sequence[Axis] | None,
@@ -233,7 +233,7 @@ def _point(at: str) -> HookPoint:
     return POINTS[at]
 
 
-def _pairs(model: MIModel, clean: Prompt, corrupted: Prompt, direction: Direction) -> Pairs:
+def read_pairs(model: MIModel, clean: Prompt, corrupted: Prompt, direction: Direction) -> Pairs:
     """Both sides as token ids, pair by pair equally long."""
     if direction not in ("denoising", "noising"):
         raise InterventionError(f"direction={direction!r} is neither 'denoising' nor 'noising'")
@@ -253,7 +253,7 @@ def _pairs(model: MIModel, clean: Prompt, corrupted: Prompt, direction: Directio
     return Pairs(good, bad, noising) if noising else Pairs(bad, good, noising)
 
 
-def _labels(
+def labels_along(
     model: MIModel, pairs: Pairs, axes: Mapping[str, tuple[Coordinate, ...]]
 ) -> dict[str, tuple[str, ...]]:
     """The tokens, where all prompts have the same one, along axes of positions."""

@@ -118,6 +118,10 @@ class MIBackend(Protocol):
         """What becomes of the outputs of one layer's heads."""
         ...
 
+    def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:
+        """What is read at `point`, AttnIn or MlpIn, of residual streams `x` [... d_model]."""
+        ...
+
     @property
     def causal(self) -> bool:
         """Whether no position can change what an earlier one computes."""

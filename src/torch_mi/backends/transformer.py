@@ -13,7 +13,7 @@ from torch_mi.config.parts import BlockLayout, NormType
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
-from torch_mi.hooks.trace import Tap
+from torch_mi.hooks.trace import Tap, silent
 from torch_mi.nn.attention import Attention, softcap
 from torch_mi.nn.experts import Mixture
 from torch_mi.nn.latent import LatentAttention
@@ -196,6 +196,11 @@ class Transformer(nn.Module):
             None if block.post1 is None else held(block.post1, self.tokens.weight),
             1.0 if scale is None else scale,
         )
+
+    def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:
+        block = cast("Block", self.blocks[layer])
+        first = point is HookPoint.AttnIn or block.shares_norm
+        return normalised(block.norm1 if first else block.norm2, x, silent)
 
     @property
     def norms_attention_output(self) -> bool:
