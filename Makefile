@@ -3,7 +3,7 @@
 PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v $$p && break; done),python3)
 BIN := .venv/bin
-THREADS ?= 2
+WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
@@ -26,7 +26,7 @@ demo: .venv/ready  ## a trained model forming its prediction, in the terminal an
 	$(BIN)/torch-mi demo
 
 test: .venv/ready  ## the whole suite
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: format lint types test  ## format, lint, types, tests
 

@@ -110,4 +110,6 @@ def hugging_face_weights(model: MIModel, config: Mapping[str, object]) -> dict[s
     family, cfg = read_config(config)
     names = list(first_weights(config, 0))
     ours = dict(model.backend.named_parameters())
-    return {p.theirs: ours[p.ours] for p in family.place(cfg, names).placements}
+    shapes = {name: tuple(tensor.shape) for name, tensor in ours.items()}
+    placements = family.place(cfg, shapes, names).placements
+    return {theirs: ours[p.ours] for p in placements for theirs in p.theirs}

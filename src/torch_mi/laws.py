@@ -276,7 +276,9 @@ def the_last_residual_gives_the_logits(model: MIModel, tokens: Tensor) -> None:
 def norms_divide_by_their_scale(model: MIModel, tokens: Tensor) -> None:
     """What a norm shows as normalised, times what it divides by, is what it read, mean aside."""
     last = model.num_layers - 1
-    pairs = [(HookPoint.FinalScale, HookPoint.FinalNormalized, HookPoint.ResidPost(last))]
+    pairs: list[tuple[str, str, str]] = [
+        (HookPoint.FinalScale, HookPoint.FinalNormalized, HookPoint.ResidPost(last))
+    ]
     for layer in range(model.num_layers):
         points = model.backend.layer_points(layer)
         for scale, normalised, read in (

@@ -61,14 +61,15 @@ def record(model: MIModel, tokens: Tensor, points: Iterable[str] = ()) -> Record
         raise ModelError(f"a record is of one prompt, not of {len(tokens)}")
     wanted = tuple(points)
     spec = HookSpec().capture(HookPoint.ResidPre, *wanted)
-    run = model.forward(tokens, spec, after=Prefix(), stop=model.num_layers)
+    cut = can_cut(model)
+    run = model.forward(tokens, spec, after=Prefix() if cut else None, stop=model.num_layers)
     residuals = [run[HookPoint.ResidPre(layer)] for layer in range(model.num_layers)]
     return Record(
         tokens.to(model.device),
         (*residuals, run.residual.x),
         {hook: run[hook] for hook in run},
         run.manifest,
-        run.prefix,
+        run.prefix if cut else Prefix(),
     )
 
 
@@ -95,7 +96,8 @@ def rerun(
     allowed = None if spec is None else spec.copy()
     if allowed is not None:
         allowed.allow_unfired = True
-    return model.forward(of.residual(layer, start), allowed, after=of.prefix(start), stop=stop)
+    after = of.prefix(start) if start else None
+    return model.forward(of.residual(layer, start), allowed, after=after, stop=stop)
 
 
 def can_cut(model: MIModel) -> bool:

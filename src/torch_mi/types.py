@@ -25,3 +25,8 @@ Carry = tuple[Tensor, ...]
 def numbers(row: Tensor) -> list[int]:
     """The entries of a row of integers (or truths)."""
     return cast("list[int]", row.tolist())  # pyright: ignore[reportUnknownMemberType] - torch's stub
+
+
+def split(x: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
+    """One axis as several; a view, however `x` lies in memory."""
+    return cast("Tensor", x.unflatten(dim, sizes))

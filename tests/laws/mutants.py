@@ -7,7 +7,7 @@ from types import ModuleType
 from torch_mi import model, prompts
 from torch_mi.backends import transformer
 from torch_mi.hooks import coordinates, interventions, trace
-from torch_mi.nn import attention, mlp, norm, rotary, shared
+from torch_mi.nn import attention, experts, latent, mlp, norm, rotary, shared
 
 Owner = type | ModuleType
 
@@ -23,6 +23,8 @@ class Mutation:
     new: str
     family: str = "llama"
     changes: tuple[tuple[str, object], ...] = ()
+    case: str = ""
+    """Which of the family's parity cases is the reference, if not its first."""
 
     def __str__(self) -> str:
         return self.what.replace(" ", "-")
@@ -70,14 +72,24 @@ MUTATIONS = (
         (("attn_logit_softcapping", None),),
     ),
     Mutation(
-        "the fused kernel sees all", ATTENTION, "fused", "is_causal=mask is None", "is_causal=False"
+        "the fused kernel sees all",
+        ATTENTION,
+        "fused",
+        "is_causal=mask is None and",
+        "is_causal=False and",
     ),
     Mutation(
         "the fused kernel has no window", ATTENTION, "fused", "if not plain or", "if", "mistral"
     ),
-    Mutation("a prefix comes last", ATTENTION, "forward", "[past[0], k]", "[k, past[0]]"),
+    Mutation("a prefix comes last", ATTENTION, "remember", "[past[0], k]", "[k, past[0]]"),
     Mutation("values are forgotten", ATTENTION, "forward", "(k, v)\n", "(k, k)\n"),
-    Mutation("keys are not turned", ATTENTION, "forward", "shared.rotate(k)", "k"),
+    Mutation(
+        "keys are not turned",
+        ATTENTION,
+        "remember",
+        "shared.rotate(self.normed(self.norm_k, k, tap), self.rope)",
+        "self.normed(self.norm_k, k, tap)",
+    ),
     Mutation(
         "an edit of results drops the bias", ATTENTION, "output", "result + self.o_bias", "result"
     ),
@@ -95,24 +107,34 @@ MUTATIONS = (
         "caps are forgotten", attention, "softcap", "torch.tanh(x / cap) * cap", "x", "gemma2"
     ),
     Mutation(
-        "a window one too wide", shared.Sight, "_visible", "- window)", "- window - 1)", "mistral"
+        "a window one too wide",
+        shared.Sight,
+        "_visible",
+        "apart < window",
+        "apart <= window",
+        "mistral",
     ),
     Mutation(
-        "a window one too narrow", shared.Sight, "_visible", "- window)", "- window + 1)", "mistral"
+        "a window one too narrow",
+        shared.Sight,
+        "_visible",
+        "apart < window",
+        "apart < window - 1",
+        "mistral",
     ),
     Mutation(
         "queries look one ahead",
         shared.Sight,
         "_visible",
-        "key[:, None, :] <= key[:, self.seen :, None]",
-        "key[:, None, :] <= key[:, self.seen :, None] + 1",
+        "<= query if",
+        "<= query + 1 if",
     ),
     Mutation(
         "a prefix is not counted",
         shared.Sight,
         "_visible",
-        "key[:, None, :] <= key[:, self.seen :, None]",
-        "key[:, None, :] <= key[:, : self.queries, None]",
+        "query = key[:, self.seen :, None]",
+        "query = key[:, : self.queries, None]",
     ),
     Mutation(
         "padding is seen", shared.Sight, "_visible", "visible & self.padding[:, None, :]", "visible"
@@ -150,8 +172,8 @@ MUTATIONS = (
         "a layer skips its MLP",
         BLOCK,
         "forward",
-        "x + tap(HookPoint.MlpOut, mlp)",
-        "x + 0 * tap(HookPoint.MlpOut, mlp)",
+        "mid + mlp)",
+        "mid + 0 * mlp)",
     ),
     Mutation(
         "embeddings are not scaled",
@@ -233,8 +255,234 @@ MUTATIONS = (
     Mutation(
         "watching turns the fused kernel on",
         ATTENTION,
-        "forward",
+        "mix",
         "looked_at or shared.explicit",
         "not looked_at",
+    ),
+    Mutation(
+        "biases by distance grow with it",
+        transformer,
+        "linear_biases",
+        "return slope * (key",
+        "return -slope * (key",
+        "bloom",
+    ),
+    Mutation(
+        "slopes are given out in another order",
+        shared,
+        "slopes",
+        "every[1::2], every[::2]",
+        "every[::2], every[1::2]",
+        "bloom",
+    ),
+    Mutation(
+        "biases by distance are not scaled",
+        ATTENTION,
+        "bias",
+        "shared.bias * self.scale",
+        "shared.bias",
+        "falcon",
+        case="falcon-rw",
+    ),
+    Mutation(
+        "biases by distance are not rounded",
+        transformer,
+        "linear_biases",
+        "(slope.bfloat16() * key[:, None, None, :].bfloat16()).float()",
+        "slope * key[:, None, None, :].float()",
+        "falcon",
+        case="falcon-rw",
+    ),
+    Mutation(
+        "learned positions are not moved up",
+        transformer.Transformer,
+        "rows",
+        "return positions + offset",
+        "return positions",
+        "opt",
+    ),
+    Mutation(
+        "a parallel MLP reads what attention wrote",
+        BLOCK,
+        "forward",
+        "x if self.parallel else mid",
+        "mid",
+        "gpt_neox",
+    ),
+    Mutation(
+        "a parallel MLP reads past its norm",
+        BLOCK,
+        "forward",
+        "h = normed if self.shares_norm else",
+        "h = x if self.shares_norm else",
+        "gptj",
+    ),
+    Mutation(
+        "neighbours are not paired",
+        rotary.Rotary,
+        "apply_to",
+        "if self.rope.interleaved:",
+        "if False:",
+        "gptj",
+    ),
+    Mutation(
+        "neighbours turn at different speeds",
+        rotary.Rotary,
+        "tables",
+        "if self.rope.interleaved:",
+        "if False:",
+        "gptj",
+    ),
+    Mutation(
+        "norms of single heads are skipped",
+        ATTENTION,
+        "normed",
+        "x = norm(x, tap)",
+        "pass",
+        "qwen3",
+    ),
+    Mutation(
+        "norms of all heads are skipped",
+        ATTENTION,
+        "normed",
+        "norm(x.flatten(2), tap).view_as(x)",
+        "x",
+        "olmo2",
+    ),
+    Mutation(
+        "nothing is clipped", ATTENTION, "clipped", "x.clamp(-self.clip, self.clip)", "x", "olmo"
+    ),
+    Mutation(
+        "attention is not scaled on its way to the stream",
+        BLOCK,
+        "forward",
+        "normalised(self.post1, attn, tap), self.scale",
+        "normalised(self.post1, attn, tap), None",
+        "granite",
+    ),
+    Mutation(
+        "logits are not scaled",
+        transformer.Transformer,
+        "unembed",
+        "scaled(logits, self.cfg.head.scale)",
+        "logits",
+        "cohere",
+    ),
+    Mutation(
+        "a norm on outputs alone is skipped",
+        BLOCK,
+        "forward",
+        "normalised(self.post2, mlp, tap)",
+        "mlp",
+        "olmo2",
+    ),
+    Mutation(
+        "layers without positions turn",
+        shared.Shared,
+        "rotate",
+        "    return x\n",
+        "    rope = next(iter(self.turns))\n",
+        "smollm3",
+    ),
+    Mutation(
+        "embeddings are not normed",
+        transformer.Transformer,
+        "embed",
+        "normalised(self.norm0, x, tap)",
+        "x",
+        "bloom",
+    ),
+    Mutation(
+        "edits of what single heads read are ignored",
+        attention,
+        "project",
+        "if not (tap.edits(reads) or x.requires_grad):",
+        "if True:",
+    ),
+    Mutation(
+        "heads read with each other's weights",
+        attention,
+        "project",
+        "tap(reads, each), weight",
+        "tap(reads, each), weight.flip(0)",
+    ),
+    Mutation(
+        "an edit of what heads read drops the bias",
+        attention,
+        "project",
+        "made if bias is None else",
+        "made if True else",
+        "qwen2",
+    ),
+    Mutation(
+        "values are shared in another order than keys",
+        ATTENTION,
+        "explicit",
+        "v.repeat_interleave(groups, 1)",
+        "v.repeat(1, groups, 1, 1)",
+    ),
+    Mutation(
+        "gates are not in proportion",
+        experts.Mixture,
+        "weigh",
+        "if self.how.normalised:",
+        "if False:",
+        "mixtral",
+    ),
+    Mutation(
+        "the worst experts are chosen",
+        experts.Mixture,
+        "choose",
+        "topk(self.how.chosen)",
+        "topk(self.how.chosen, largest=False)",
+        "mixtral",
+    ),
+    Mutation(
+        "groups of experts are ignored",
+        experts.Mixture,
+        "choose",
+        "if self.how.groups > 1:",
+        "if False:",
+        "deepseek_v3",
+    ),
+    Mutation(
+        "the correction of scores is ignored",
+        experts.Mixture,
+        "choose",
+        "weights if self.correction is None else self.correction(weights)",
+        "weights",
+        "deepseek_v3",
+    ),
+    Mutation(
+        "the shared expert is weighed like any other",
+        experts.Mixture,
+        "shared_out",
+        "torch.sigmoid(self.shared_gate(x)) * out",
+        "out",
+        "qwen2_moe",
+    ),
+    Mutation(
+        "experts' shares are not weighed",
+        experts.Mixture,
+        "outputs",
+        " * gates[rows, expert, None]",
+        "",
+        "mixtral",
+    ),
+    Mutation(
+        "the narrow part of a key is not turned",
+        latent.LatentAttention,
+        "turned",
+        "shared.rotate(turns, self.rope)",
+        "turns",
+        "deepseek_v2",
+    ),
+    Mutation(
+        "the narrow vector is not normed",
+        latent.LatentAttention,
+        "remember",
+        "self.norm_kv(narrow, silent)",
+        "narrow",
+        "deepseek_v2",
     ),
 )

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -162,11 +162,11 @@ def test_a_dataset_is_every_prompt_as_if_alone(data: st.DataObject, family: str)
     for i, row in enumerate(rows):
         for score, spec in zip(found.per_prompt[i].tolist(), own[i], strict=True):
             assert whole(model, torch.tensor([row]), spec, metric).is_found(score)
-    padded = model.forward(rows).output[:, -1]
-    for i, end in enumerate(padded):
-        own_metric = metric.of(i, len(rows), end)
-        base = Whole(float(own_metric.score(model, end)), float(end.abs().max()))
-        assert base.is_found(float(found.baselines[i])), "padding changes nothing"
+    if not model.backend.grows_differently(3, 7):
+        for i, end in enumerate(model.forward(rows).output[:, -1]):
+            own_metric = metric.of(i, len(rows), end)
+            base = Whole(float(own_metric.score(model, end)), float(end.abs().max()))
+            assert base.is_found(float(found.baselines[i])), "padding changes nothing"
 
 
 @settings(max_examples=20)
@@ -174,6 +174,8 @@ def test_a_dataset_is_every_prompt_as_if_alone(data: st.DataObject, family: str)
 def test_edits_by_coordinates_equal_the_padded_batch(data: st.DataObject, family: str) -> None:
     """What a spec does to a padded batch is what it does to each prompt alone."""
     model = data.draw(examples.models(family))
+    # some turn by how far the longest row of a batch reaches
+    assume(not model.backend.grows_differently(4, 6))
     rows = [random_tokens(model, 1, n, n)[0].tolist() for n in (4, 6, 5)]
     hooks = [h for h in model.hooks if "pos" in h.point.axes or "query" in h.point.axes]
     cells: list[HookSpec] = []

@@ -78,8 +78,6 @@ def test_every_layout_gives_the_same_tensors(kind: str, request: pytest.FixtureR
         for name, value in (("a", A), ("b", B), ("c", C)):
             assert torch.equal(weights.tensor(name), value)
             assert weights.tensor(name).dtype == value.dtype
-        assert torch.equal(weights.rows("a", 1, 3), A[1:3])
-        assert weights.rows("a", 4, 4).shape == (0, 3)
 
 
 @real
@@ -155,18 +153,7 @@ def test_no_such_tensor(single: Path):
         with pytest.raises(ModelError, match=r"did you mean 'lm_head.weight'"):
             weights.tensor("lm_head.wieght")
         with pytest.raises(ModelError, match="no tensor 'zzz'"):
-            weights.rows("zzz", 0, 1)
-
-
-@pytest.mark.parametrize(("start", "stop"), [(0, 5), (-1, 2), (3, 2)])
-def test_rows_outside_the_tensor_are_refused(single: Path, start: int, stop: int):
-    with Checkpoint(single) as weights, pytest.raises(ModelError, match="'a' has 4 rows"):
-        weights.rows("a", start, stop)
-
-
-def test_a_number_has_no_rows(single: Path):
-    with Checkpoint(single) as weights, pytest.raises(ModelError, match="'c' has no rows"):
-        weights.rows("c", 0, 1)
+            weights.tensor("zzz")
 
 
 # --- folders that are wrong -----------------------------------------------------------------------

@@ -187,7 +187,9 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(FileError, match=r"no config\.json; it holds adapter_config\.json.*adapter="):
+    with pytest.raises(
+        FileError, match=r"no config\.json; it holds adapter_config\.json.*adapter="
+    ):
         MIModel.from_pretrained(adapter)
     pipeline = tmp_path / "pipeline"
     pipeline.mkdir()
@@ -202,7 +204,7 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     both.mkdir()
     for name in ("a.gguf", "b.gguf"):
         (both / name).write_bytes(b"GGUF")
-    with pytest.raises(FileError, match="holds 2 GGUF files; give one of them: a.gguf, b.gguf"):
+    with pytest.raises(FileError, match=r"holds 2 GGUF files; give one of them: a\.gguf, b\.gguf"):
         check(both)
 
 

@@ -200,7 +200,8 @@ class Transformer(nn.Module):
     def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:
         block = cast("Block", self.blocks[layer])
         first = point is HookPoint.AttnIn or block.shares_norm
-        return normalised(block.norm1 if first else block.norm2, x, silent)
+        flat = x.reshape(1, -1, x.shape[-1])
+        return normalised(block.norm1 if first else block.norm2, flat, silent).view_as(x)
 
     @property
     def norms_attention_output(self) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """`torch-mi patch`."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from typer import Argument, Option
@@ -21,6 +22,25 @@ At = Annotated[
         "pattern.",
     ),
 ]
+
+
+class Method(StrEnum):
+    """How it is found out what an activation does."""
+
+    runs = "runs"
+    gradient = "gradient"
+    integrated = "integrated"
+
+
+How = Annotated[
+    Method,
+    Option(
+        "--method",
+        metavar="METHOD",
+        help="runs: the model is run with every activation replaced; gradient: an estimate for "
+        "all of them from one gradient; integrated: a better one, from several.",
+    ),
+]
 Target = Annotated[
     str | None,
     Option("--target", metavar="TOKEN", help="The answer; what the model says to CLEAN, if none."),
@@ -37,6 +57,7 @@ def patch(  # noqa: PLR0913 - the options are the interface
     *,
     model: options.Model = "demo",
     at: At = "resid_pre",
+    method: How = Method.runs,
     target: Target = None,
     other: Other = None,
     json: options.Json = None,
@@ -51,11 +72,14 @@ def patch(  # noqa: PLR0913 - the options are the interface
     """Put one prompt's activations into another's run, place by place.
 
     [bold]torch-mi patch "The capital of France is" "The capital of Italy is"[/]
+
+    With [bold]--method gradient[/] all places are estimated at once, from one gradient.
     """
     session = Session(json, html, quiet=quiet, debug=debug)
     loaded = session.load(model, device, dtype, seed, adapter)
     from torch_mi import show  # noqa: PLC0415 - `--help` must not pay for torch
     from torch_mi.analysis import patching  # noqa: PLC0415
+    from torch_mi.analysis.attribution_patching import attribution_patch  # noqa: PLC0415
     from torch_mi.hooks.point import HookPoint  # noqa: PLC0415
     from torch_mi.show.pages import patch_page  # noqa: PLC0415
     from torch_mi.sweeps.metrics import logit_diff, prob  # noqa: PLC0415
@@ -65,7 +89,12 @@ def patch(  # noqa: PLR0913 - the options are the interface
     word = answer if isinstance(answer, str) else int(answer)
     metric = prob(word) if other is None else logit_diff(word, other)
     with session.busy("patching"):
-        grid = patching.patch(loaded, clean, corrupted, at=at, metric=metric)
+        if method is Method.runs:
+            grid = patching.patch(loaded, clean, corrupted, at=at, metric=metric)
+        else:
+            grid = attribution_patch(
+                loaded, clean, corrupted, at=at, metric=metric, method=method.value
+            )
     session.write_json(grid.to_dict())
     if html is not None:
         session.write_page(*patch_page(grid))

@@ -30,6 +30,9 @@ COUNTS = (
 )
 """Fields of a `TransformerConfig` that count things of which there must be some."""
 
+LARGEST = 2**28
+"""What no size of a model exceeds; a larger one is a mistake, and would be slow to find out."""
+
 PLAIN_EMBEDDING, PLAIN_HEAD = Embedding(), Head()
 
 PER_LAYER = ("ropes", "windows", "attn_scales")
@@ -155,6 +158,9 @@ class TransformerConfig:
         for name in COUNTS:
             if self.__dict__[name] <= 0:
                 raise ConfigError(f"{name} = {self.__dict__[name]} is not positive")
+        for name in (*COUNTS[:-1], "intermediate_size"):
+            if self.__dict__[name] > LARGEST:
+                raise ConfigError(f"{name} = {self.__dict__[name]} is beyond any model")
         if self.intermediate_size < 0:
             raise ConfigError(f"intermediate_size = {self.intermediate_size} is negative")
         if self.num_attention_heads % self.num_kv_heads:

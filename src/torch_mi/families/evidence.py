@@ -7,6 +7,7 @@ from typing import cast
 
 from torch_mi.config.parts import BlockLayout, Embedding, Head, Learned, NormType, Over, QkNorm
 from torch_mi.families.hidden import Values
+from torch_mi.families.sources import Shape
 from torch_mi.families.styles import Names
 
 NORMS = {name: f"blocks.*.{name}" for name in ("norm1", "norm2", "post1", "post2")}
@@ -91,7 +92,8 @@ def qk_norm(names: Names, values: Values, _config: Mapping[str, object]) -> Iter
     if not isinstance(heads, int) or not isinstance(width, int):
         return
     shape = names.shape(ours)
-    over = {(width,): Over.Head, (heads * width,): Over.Whole}.get(shape, Over.EachHead)
+    overs: dict[Shape, Over] = {(width,): Over.Head, (heads * width,): Over.Whole}
+    over = overs.get(shape, Over.EachHead)
     kind = cast("NormType", values.get("norm_type", NormType.Rms))
     if names.has(ours, "bias"):
         kind = NormType.Layer

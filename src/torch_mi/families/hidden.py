@@ -42,16 +42,19 @@ def norm_is(*types: NormType) -> Test:
 
 
 def scale_of_embedding(v: Values) -> bool:
+    """Whether embeddings are scaled."""
     part = v.get("embedding")
     return isinstance(part, Embedding) and part.scale is not None
 
 
 def scale_of_head(v: Values) -> bool:
+    """Whether logits are scaled."""
     part = v.get("head")
     return isinstance(part, Head) and part.scale is not None
 
 
 def cap_of_head(v: Values) -> bool:
+    """Whether logits are soft-capped."""
     part = v.get("head")
     return isinstance(part, Head) and part.softcap is not None
 
@@ -62,20 +65,24 @@ def ropes_of(v: Values) -> list[Rope | None]:
 
 
 def interleaved(v: Values) -> bool:
+    """Whether neighbouring dimensions turn together."""
     return any(rope is not None and rope.interleaved for rope in ropes_of(v))
 
 
 def turns_in_part(v: Values) -> bool:
+    """Whether some dimensions of a head do not turn."""
     width = v.get("head_dim")
     return any(rope is not None and rope.dim != width for rope in ropes_of(v))
 
 
 def some_still(v: Values) -> bool:
+    """Whether some layers turn and others do not."""
     ropes = ropes_of(v)
     return None in ropes and any(rope is not None for rope in ropes)
 
 
 def no_positions(v: Values) -> bool:
+    """Whether a model has no positions at all."""
     embedding = v.get("embedding")
     learned = isinstance(embedding, Embedding) and embedding.learned is not None
     ropes = ropes_of(v)
@@ -84,28 +91,34 @@ def no_positions(v: Values) -> bool:
 
 
 def learned_and_turning(v: Values) -> bool:
+    """Whether positions are learned and turn as well."""
     embedding = v.get("embedding")
     learned = isinstance(embedding, Embedding) and embedding.learned is not None
     return learned and any(rope is not None for rope in ropes_of(v))
 
 
 def several_ropes(v: Values) -> bool:
+    """Whether layers turn by different frequencies."""
     return len({rope for rope in ropes_of(v) if rope is not None}) > 1
 
 
 def windows_of(v: Values) -> list[int | None]:
+    """Each layer's window, as far as known."""
     return list(cast("tuple[int | None, ...]", v.get("windows") or ()))
 
 
 def windowed(v: Values) -> bool:
+    """Whether any layer has a window."""
     return any(window is not None for window in windows_of(v))
 
 
 def windowed_in_part(v: Values) -> bool:
+    """Whether some layers have a window and others do not."""
     return windowed(v) and None in windows_of(v)
 
 
 def scaled_otherwise(v: Values) -> bool:
+    """Whether scores are scaled by anything but the root of a head's width."""
     width = v.get("head_dim")
     scales = cast("tuple[float, ...]", v.get("attn_scales") or ())
     if not isinstance(width, int) or width <= 0:
@@ -129,6 +142,7 @@ def qk_norm_is(*types: NormType) -> Test:
 
 
 def side_by_side(v: Values) -> bool:
+    """Whether attention and MLP read the same residual stream through two norms."""
     return v.get("layout") is BlockLayout.ParallelTwo
 
 

@@ -13,12 +13,12 @@ from torch_mi.families.family import Family, same
 from torch_mi.families.hidden import Feature, hidden
 from torch_mi.families.rules import Reader, brief
 
-STRUCTURAL = frozenset(
-    """
+SIZES = """
     head_dim hidden_size intermediate_size max_position_embeddings model_type num_attention_heads
     num_hidden_layers num_key_value_heads vocab_size
-    """.split()
-)
+"""
+
+STRUCTURAL = frozenset(SIZES.split())
 """Keys that count things, and speak of no arithmetic."""
 
 PLAINLY_INERT = re.compile(

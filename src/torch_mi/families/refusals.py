@@ -67,7 +67,9 @@ RUNS = "torch-mi runs decoder-only language models"
 KINDS: Mapping[str, str] = {
     **dict.fromkeys(ENCODERS.split(), f"an encoder, which predicts no next token; {RUNS}"),
     **dict.fromkeys(ENCODER_DECODERS.split(), f"an encoder with a decoder; {RUNS}"),
-    **dict.fromkeys(MULTIMODAL.split(), f"multimodal, with images or sounds beside text; {RUNS} of text"),
+    **dict.fromkeys(
+        MULTIMODAL.split(), f"multimodal, with images or sounds beside text; {RUNS} of text"
+    ),
     **dict.fromkeys(NOT_TEXT.split(), f"no language model; {RUNS}"),
     **dict.fromkeys(
         RECURRENT.split(),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Whether a config and a checkpoint's tensors make a model here, and if not, everything that is in
-the way: what was expected, what was found, whose names these look like.
+"""Whether a config and a checkpoint's tensors make a model here.
+
+If not, everything that is in the way: what was expected, what was found, whose names these are.
 """
 
 import difflib
@@ -140,7 +141,7 @@ def config_issues(family: Family, raw: Mapping[str, object]) -> list[str]:
     return list(dict.fromkeys(issues))
 
 
-def tensor_issues(  # noqa: PLR0913 - what is known of a model
+def tensor_issues(
     family: Family,
     cfg: TransformerConfig,
     shapes: Mapping[str, Shape],

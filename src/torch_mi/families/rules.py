@@ -14,6 +14,12 @@ T = TypeVar("T")
 SHOWN = 5
 """How many keys an error message lists."""
 
+EXACT = 2**53
+"""Beyond this, whole numbers are not whole numbers in JSON."""
+
+MOST = {"num_hidden_layers": 10_000}
+"""How large a number may be that things are made from at once."""
+
 JSON_NAMES: dict[type, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -55,6 +61,8 @@ class Reader:
                 f"{self.name} has {self.called(key)} = {brief(value)} "
                 f"where {JSON_NAMES[kind]} is needed"
             )
+        if isinstance(value, int) and abs(value) > MOST.get(key, EXACT):
+            raise ConfigError(f"{self.name} has {self.called(key)} = {brief(value)}, beyond any model")
         return value
 
     def _real(self, key: str, value: int | float) -> float:
@@ -194,7 +202,7 @@ def activation(key: str, default: str, meant: Mapping[str, str] | None = None) -
 def even_heads(c: Reader) -> int:
     """The model's width, shared out evenly among its heads."""
     width, heads = c.need(int, "hidden_size"), c.need(int, "num_attention_heads")
-    if heads <= 0 or width % heads:
+    if heads <= 0 or width <= 0 or width % heads:
         raise ConfigError(
             f"{c.name}: {heads} attention heads cannot share a width of {width} evenly"
         )
@@ -250,7 +258,7 @@ def windowed_layers(c: Reader) -> list[bool] | None:
     if len(kinds) != layers:
         raise ConfigError(f"{c.name}: {len(kinds)} layer_types for {layers} layers")
     for kind in kinds:
-        if kind not in LAYER_KINDS:
+        if not isinstance(kind, str) or kind not in LAYER_KINDS:
             raise ConfigError(
                 f"{c.name}: layers of type {kind!r} are not modelled; "
                 f"known are {', '.join(LAYER_KINDS)}"

@@ -161,7 +161,7 @@ class Style:
 def style_of(
     kinds: Mapping[str, Kind], families: Sequence[Family], rather: Sequence[str] = ()
 ) -> Style | None:
-    """The naming scheme that accounts for most kinds of tensors, `rather` one of these families'."""
+    """The naming scheme of most kinds of tensors; `rather` that of one of these families."""
     best: Style | None = None
     for family in families:
         for table in family.tables():

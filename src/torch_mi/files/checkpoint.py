@@ -204,14 +204,6 @@ class Checkpoint(Weights):
         """One tensor, mapped and not copied."""
         return self._shard(name).tensor(name)
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `[start, stop)` of one tensor, mapped and not copied."""
-        shape = self._shard(name).shapes[name]
-        if not shape or not 0 <= start <= stop <= shape[0]:
-            count = f"{shape[0]} rows" if shape else "no rows"
-            raise ModelError(f"{name!r} has {count}, not [{start}, {stop})")
-        return self.tensor(name)[start:stop]
-
     def close(self) -> None:
         """Let the files go."""
         self._open.clear()

@@ -327,8 +327,13 @@ def _check_model(folder: Path) -> None:
     find_weights(folder)
 
 
+def _config_alone(*_: object) -> list[str]:
+    """No weights."""
+    return ["config.json"]
+
+
 MODEL = Kind(_wanted, _check_model)
-CONFIG = Kind(lambda *_: ["config.json"], lambda folder: _existing(folder / "config.json"))
+CONFIG = Kind(_config_alone, lambda folder: _existing(folder / "config.json"))
 ADAPTER = Kind(_adapter_files, lambda folder: _existing(folder / adapters.SETTINGS))
 
 

@@ -59,7 +59,10 @@ def is_remote(source: str) -> bool:
 
 def look(model_id: str, *, revision: str | None = None, token: str | None = None) -> Remote:
     """The config and the headers of a model on the Hub."""
-    from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415
+    from huggingface_hub import (  # noqa: PLC0415
+        HfApi,
+        hf_hub_download,  # pyright: ignore[reportUnknownVariableType]
+    )
     from huggingface_hub.errors import (  # noqa: PLC0415
         NotASafetensorsRepoError,
         SafetensorsParsingError,

@@ -19,7 +19,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.norm import Norm
 from torch_mi.nn.shared import Shared
-from torch_mi.types import Carry, Heads, Keys, Mixed, Resid, Values
+from torch_mi.types import Carry, Heads, Keys, Mixed, Resid, Values, split
 
 Shares = Float[Tensor, "batch pos head d_model"]
 Reads = Float[Tensor, "batch pos _ d_model"]
@@ -93,11 +93,9 @@ class Attention(nn.Module):
 
     def bias(self, shared: Shared) -> Tensor | None:
         """What is added to the scores, if anything is."""
-        return (
-            shared.bias * self.scale
-            if shared.bias is not None and self.scales_bias
-            else (shared.bias)
-        )
+        if shared.bias is None or not self.scales_bias:
+            return shared.bias
+        return shared.bias * self.scale
 
     def explicit(self, q: Heads, k: Keys, v: Values, shared: Shared, tap: Tap) -> Mixed:
         """Attention step by step. A query that may see nothing takes up nothing."""
@@ -157,7 +155,7 @@ class Attention(nn.Module):
 
     def shares(self, z: Mixed) -> Shares:
         """What each head adds to the attention output; with the bias they sum to it."""
-        weight = self.o.weight.unflatten(1, (self.heads, -1))
+        weight = split(self.o.weight, 1, (self.heads, -1))
         return torch.einsum("bphd,ehd->bphe", z, weight)
 
 
@@ -185,11 +183,11 @@ def project(
     each = x[:, :, None].expand(-1, -1, heads, -1)
     if not (tap.edits(reads) or x.requires_grad):
         tap.later(reads, partial(torch.clone, each))
-        return linear(x).unflatten(-1, (heads, -1))
-    weight = linear.weight.unflatten(0, (heads, -1))
+        return split(linear(x), -1, (heads, -1))
+    weight = split(linear.weight, 0, (heads, -1))
     made = torch.einsum("bphd,hed->bphe", tap(reads, each), weight)
     bias = cast("Tensor | None", linear.bias)
-    return made if bias is None else made + bias.unflatten(0, (heads, -1))
+    return made if bias is None else made + split(bias, 0, (heads, -1))
 
 
 def probabilities(scores: Tensor, blind: Tensor | None) -> Tensor:

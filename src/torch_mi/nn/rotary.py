@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from torch_mi.config.rope import DynamicNtk, Linear, Llama3, LongRope, Rope, Yarn
-from torch_mi.types import Heads
+from torch_mi.types import Heads, split
 
 Frequencies = Float[Tensor, "half"]
 Table = Float[Tensor, "#batch pos 1 d_head"]
@@ -54,7 +54,7 @@ class Rotary(nn.Module):
         """Queries or keys, turned: `x * cos + swap(x) * sin`, in three kernels."""
         dim, half = self.rope.dim, self.rope.dim // 2
         if self.rope.interleaved:
-            pairs = x[..., :dim].unflatten(-1, (half, 2)).flip(-1).flatten(-2)
+            pairs = split(x[..., :dim], -1, (half, 2)).flip(-1).flatten(-2)
             swapped = torch.cat([pairs, x[..., dim:]], -1)
         elif dim == self.head_dim:
             swapped = x.roll(half, -1)

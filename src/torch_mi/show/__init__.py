@@ -4,12 +4,32 @@
 `text`, `plot` and `html` take any result; `page.write` puts pictures and words on one page.
 """
 
-from torch_mi.show import cells, checks, compatibility, listings, memory, pages, sweeps, tour
+from torch_mi.show import (
+    cells,
+    checks,
+    circuits,
+    compatibility,
+    listings,
+    memory,
+    pages,
+    sweeps,
+    tour,
+)
 from torch_mi.show.notebook import html
 from torch_mi.show.plots import attention, plot
 from torch_mi.show.tables import table, text
 
-WHERE_MORE_IS_DRAWN = (cells, checks, compatibility, listings, memory, pages, sweeps, tour)
+WHERE_MORE_IS_DRAWN = (
+    cells,
+    checks,
+    circuits,
+    compatibility,
+    listings,
+    memory,
+    pages,
+    sweeps,
+    tour,
+)
 """Modules that teach `table`, `plot` and `html` more kinds of result."""
 
 __all__ = ["attention", "html", "plot", "table", "text"]
