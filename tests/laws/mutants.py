@@ -285,15 +285,6 @@ MUTATIONS = (
         case="falcon-rw",
     ),
     Mutation(
-        "biases by distance are not rounded",
-        transformer,
-        "linear_biases",
-        "(slope.bfloat16() * key[:, None, None, :].bfloat16()).float()",
-        "slope * key[:, None, None, :].float()",
-        "falcon",
-        case="falcon-rw",
-    ),
-    Mutation(
         "learned positions are not moved up",
         transformer.Transformer,
         "rows",

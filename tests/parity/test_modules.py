@@ -11,14 +11,17 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
 from tests.parity import hf
 from torch_mi.cache import HookCache
+from torch_mi.config.parts import Alibi
 from torch_mi.families import FAMILIES, read_config
 from torch_mi.families.sources import Transposed, Whole, source_of
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
+from torch_mi.nn.shared import Sight, linear_biases, slopes
 
 Modules = Mapping[str, tuple[Tensor, Tensor]]
 """By name: what a module took in, and what it gave out."""
@@ -136,3 +139,13 @@ def test_points_show_what_modules_of_transformers_take_and_give(case: hf.Case) -
         compared.add(ours)
     assert {"norm", "blocks.1.attn.o"} <= compared, f"only {sorted(compared)} were compared"
     assert len(compared) >= 1 + 3 * model.num_layers
+
+
+@pytest.mark.parametrize("heads", [8, 12, 16, 71])
+def test_rounded_biases_are_those_of_transformers(heads: int) -> None:
+    """At sizes where rounding shows: slopes and positions that bfloat16 cannot hold."""
+    wanted = build_alibi_tensor(torch.ones(1, 300, dtype=torch.long), heads, torch.float32)
+    found = linear_biases(Alibi(rounded=True), heads, Sight(300, 0, None, torch.device("cpu")))
+    assert torch.equal(found.expand(1, heads, 1, 300), wanted.reshape(1, heads, 1, 300))
+    exact = slopes(Alibi(), heads)[:, None] * torch.arange(300)
+    assert not torch.equal(found[0, :, 0], exact)

@@ -152,6 +152,18 @@ def test_functions_of_one_cell_are_called_in_order_and_alone() -> None:
     assert calls == ["blocks.0.hook_mlp_out", "blocks.2.hook_mlp_out"] * 2
 
 
+def test_functions_may_look_from_one_position_to_another() -> None:
+    """Nobody reads position 3 of the last layer, but a function that acts there does."""
+    m = model()
+    last = m.num_layers - 1
+    mean = mi.Apply(lambda x, _: x + x.mean(1, keepdim=True))
+    spec = mi.HookSpec().intervene(P.MlpIn(last), mi.Scale(9.0, at=mi.At(pos=3)))
+    spec.intervene(P.MlpOut(last), mean)
+    found = sweep(m, "abcdef", [spec], mi.logit("q"))
+    wanted = m.forward("abcdef", spec).output[0, -1, m.token_id("q")]
+    assert float(found.scores[0]) == pytest.approx(float(wanted), abs=1e-5)
+
+
 def test_specs_come_in_every_form() -> None:
     m = model()
     some = scales(m)[:3]

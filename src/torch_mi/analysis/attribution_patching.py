@@ -172,10 +172,12 @@ class Between:
     manifest: Manifest
 
 
-def twos(model: MIModel, pairs: Pairs, metric: Metric, position: Place) -> Iterator[Twos]:
+def twos(
+    model: MIModel, pairs: Pairs, metric: Metric, position: Place, together: int = TOGETHER
+) -> Iterator[Twos]:
     """Pairs of prompts, as many at a time as there is room for."""
     edited, source = pairs.runs, pairs.source.rows()
-    count, each = len(edited), max(1, TOGETHER // max(map(len, edited)))
+    count, each = len(edited), max(1, together // max(map(len, edited)))
     for first in range(0, count, each):
         items = tuple(range(first, min(first + each, count)))
 
@@ -333,6 +335,7 @@ def ranks(x: Tensor) -> Tensor:
 
 
 def correlation(x: Tensor, y: Tensor) -> float | None:
+    """Pearson's correlation; `None` if one side is constant."""
     x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
     size = float((x @ x) * (y @ y)) ** 0.5
     return float(x @ y) / size if size else None

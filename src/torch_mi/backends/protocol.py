@@ -123,6 +123,11 @@ class MIBackend(Protocol):
         ...
 
     @property
+    def parallel(self) -> bool:
+        """Whether the MLP of a layer reads the stream that its attention reads."""
+        ...
+
+    @property
     def causal(self) -> bool:
         """Whether no position can change what an earlier one computes."""
         ...

@@ -177,6 +177,10 @@ class Transformer(nn.Module):
         return cast("Tensor | None", self.head.bias)
 
     @property
+    def parallel(self) -> bool:
+        return self.cfg.layout.parallel
+
+    @property
     def causal(self) -> bool:
         return self.cfg.causal
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Model families: from a `config.json` to arithmetic, from checkpoint tensors to parameters."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import cast
 
@@ -14,8 +15,8 @@ from torch_mi.families.linear_bias import LINEAR_BIASES
 from torch_mi.families.modern import MODERN
 from torch_mi.families.moe import MIXTURES
 from torch_mi.families.names import Placement, Plan
-from torch_mi.families.parallel import PARALLEL
 from torch_mi.families.own import OWN
+from torch_mi.families.parallel import PARALLEL
 from torch_mi.families.refusals import code_of, foreign, headless, no_model
 from torch_mi.families.remote import REMOTE
 
@@ -27,6 +28,7 @@ __all__ = [
     "eos_token_ids",
     "find_family",
     "read_config",
+    "register",
 ]
 
 FAMILIES: Mapping[str, Family] = {
@@ -37,6 +39,23 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 """By `model_type`."""
+
+
+def register(family: Family) -> None:
+    """Make a family known, as if it were one of those here; its `model_type` must be new."""
+    name = family.model_type
+    if name in FAMILIES or name == OWN.model_type:
+        raise ConfigError(f"there is a family {name!r} already; give this one another model_type")
+    fields = {field.name: field for field in dataclasses.fields(TransformerConfig)}
+    if unknown := [rule for rule in family.rules if rule not in fields]:
+        raise ConfigError(
+            f"{name} has a rule for {unknown[0]!r}, which no TransformerConfig has"
+            f"{did_you_mean(unknown[0], fields)}"
+        )
+    must = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    if missing := [field for field in must if field not in family.rules]:
+        raise ConfigError(f"{name} has no rule for {', '.join(missing)}")
+    cast("dict[str, Family]", FAMILIES)[name] = family
 
 
 def find_family(raw: Mapping[str, object]) -> Family:

@@ -65,6 +65,12 @@ def patch_page(grid: Grid) -> Page:
         f"taken from the run of {one_line(clean)}. Where that brings the first prompt's score "
         "back, the model carries what makes the difference."
     )
+    if "method" in grid.options:
+        lead = (
+            f"What would the prompt {one_line(corrupted)} score with one activation taken from the "
+            f"run of {one_line(clean)}? Estimated for all activations at once: the change of the "
+            "activation times the slope of the score."
+        )
     words = f"By itself the second prompt scores {grid.baseline:.4g}"
     words += "." if grid.reference is None else f", the first {grid.reference:.4g}."
     return "Activation patching", lead, [Section(grid.title, words, plot(grid))]

@@ -143,9 +143,13 @@ def reach(item: Item, spec: HookSpec, index: int = 0) -> Cell:
             raise InterventionError(f"{edit!r}: a cell of a sweep is one prompt; leave batch out")
     Trace(spec, offer(item.model), frame)
     cut = can_cut(item.model)
-    edits = tuple(r for r in _edits(item, spec, frame) if not (cut and _unread(item, r)))
+    # a function may look from one position to another, in the last layer too
+    opaque = any(not _known(edit) for _, edit in spec.edits)
+    narrow = cut and not opaque
+    edits = tuple(_edits(item, spec, frame))
+    if narrow:
+        edits = tuple(_only_read(item, r) for r in edits if not _unread(item, r))
     live = [r for r in edits if r.pos != NEVER]
-    opaque = any(not _known(r.edit) for r in edits)
     layer = min((r.layer for r in live), default=item.model.num_layers)
     pos = min((r.pos for r in live), default=NEVER)
     if not cut and live:
@@ -178,9 +182,6 @@ def _edits(item: Item, spec: HookSpec, frame: Frame) -> Iterator[Reached]:
             pos = _first(hook.point, edit, places)
             if isinstance(edit, Replace) and old is not None:
                 pos = _first_difference(hook.point, edit, old, frame)
-            last = layer == item.model.num_layers - 1 and hook.point in OWN_POSITION
-            if last and places is None and _narrows(edit) and can_cut(item.model):
-                pos = max(pos, min(item.reads))
             yield Reached(hook, edit, places, pos, layer)
 
 
@@ -210,6 +211,14 @@ def _counted(edit: Intervention, frame: Frame) -> Intervention:
             found[axis] = [i % frame.pos for i in place]
     at = replace(edit.at, pos=found.get("pos"), query=found.get("query"), key=found.get("key"))
     return replace(edit, at=at)
+
+
+def _only_read(item: Item, r: Reached) -> Reached:
+    """The same edit, of no earlier positions than are read where no others matter."""
+    last = r.layer == item.model.num_layers - 1 and r.hook.point in OWN_POSITION
+    if not last or r.places is not None or not _narrows(r.edit):
+        return r
+    return replace(r, pos=max(r.pos, min(item.reads)))
 
 
 def _unread(item: Item, r: Reached) -> bool:

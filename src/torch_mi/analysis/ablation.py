@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Ablation: take heads, layers or neurons out and see what becomes of the answer.
+
+What is taken out is replaced: by zeros; by the mean of the activation over the positions of
+reference prompts; or, resampled, by the activation of another prompt of the same length at the same
+positions (Chan et al. 2022).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from torch_mi.analysis.patching import POINTS, Axis, Cut, Pairs, cut_of, labels_along
+from torch_mi.errors import InterventionError, did_you_mean
+from torch_mi.hooks.coordinates import At, Place
+from torch_mi.hooks.interventions import Replace
+from torch_mi.hooks.point import Hook, HookPoint
+from torch_mi.hooks.spec import HookSpec
+from torch_mi.model import MIModel
+from torch_mi.prompts import Prompt
+from torch_mi.results import text_of
+from torch_mi.sweeps.grid import Coordinate, Grid
+from torch_mi.sweeps.metrics import Judge, Metric
+from torch_mi.sweeps.run import sweep
+
+Method = Literal["zero", "mean", "resample"]
+METHODS = ("zero", "mean", "resample")
+PLACES = {name: point for name, point in POINTS.items() if point is not HookPoint.AttnPattern}
+"""What can be ablated: "z" by head, "mlp_post" by neuron, "attn_out" and "mlp_out" by layer, …"""
+
+
+def ablate(  # noqa: PLR0913 - an experiment is made of choices
+    model: MIModel,
+    prompts: Prompt,
+    *,
+    at: str,
+    metric: Metric | Judge,
+    method: Method = "mean",
+    reference: Prompt | None = None,
+    by: Sequence[Axis] | None = None,
+    layers: int | Sequence[int] | None = None,
+    position: Place = -1,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+) -> Grid:
+    """The score with one part of the model at a time taken out.
+
+    `at` is "z" (by layer and head), "mlp_post" (by layer and neuron), "attn_out" or "mlp_out" (by
+    layer), or another stream or tensor that `patch` knows, save the pattern. `by` chooses other
+    axes, as `("layer", "pos")`; along an axis that is not named everything is taken out at once.
+
+    "zero" puts zeros in its place; "mean" the mean over every position of the `reference` prompts;
+    "resample" what a reference prompt of the same length has there, drawn by `seed`. Without
+    `reference`, the prompts themselves are it, and none is resampled from itself.
+    """
+    rows = model.read_prompt(prompts).rows()
+    others = rows if reference is None else model.read_prompt(reference).rows()
+    pairs = Pairs(model.read_prompt(prompts), model.read_prompt(prompts), noising=False)
+    cut = _cut(model, at, by, layers, pairs)
+    source = Source(model, cut.hooks, rows, others, method, seed, itself=reference is None)
+    found = sweep(
+        model,
+        rows,
+        lambda i: cut.specs(source.of(i)),
+        metric,
+        position=position,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return found.grid(
+        f"{at} ablated ({method})",
+        cut.axes,
+        labels_along(model, pairs, cut.axes),
+        {"prompts": [text_of(model, row) for row in rows], "at": at, "method": method}
+        | ({"seed": seed} if method == "resample" else {})
+        | ({} if reference is None else {"reference": [text_of(model, row) for row in others]}),
+    )
+
+
+def ablate_together(  # noqa: PLR0913 - an experiment is made of choices
+    model: MIModel,
+    prompts: Prompt,
+    groups: Mapping[str, Sequence[tuple[int, int]]],
+    *,
+    metric: Metric | Judge,
+    at: str = "z",
+    method: Method = "mean",
+    reference: Prompt | None = None,
+    position: Place = -1,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+) -> Grid:
+    """The score with each group of parts taken out at once; a part is (layer, head or neuron)."""
+    rows = model.read_prompt(prompts).rows()
+    others = rows if reference is None else model.read_prompt(reference).rows()
+    point, axis = _point(at), _part(at)
+    layers = sorted({layer for group in groups.values() for layer, _ in group})
+    offered = {hook.layer for hook in model.hooks if hook.point is point}
+    wrong = [layer for layer in layers if layer not in offered]
+    if wrong or not layers:
+        raise InterventionError(
+            f"layer {wrong[0]} has no {point.name}" if wrong else "the groups name no parts"
+        )
+    hooks = [(point, layer) for layer in layers]
+    source = Source(model, hooks, rows, others, method, seed, itself=reference is None)
+
+    def specs(i: int) -> Iterator[HookSpec]:
+        values = source.of(i)
+        for group in groups.values():
+            spec = HookSpec()
+            for layer in dict.fromkeys(layer for layer, _ in group):
+                some = sorted({part for where, part in group if where == layer})
+                place = At(head=some) if axis == "head" else At(neuron=some)
+                taken = values[point(layer)]
+                size = taken.shape[2]
+                if not 0 <= some[0] <= some[-1] < size:
+                    raise InterventionError(f"{axis}s {some} of layer {layer}: it has {size}")
+                spec.intervene(point(layer), Replace(taken[:, :, some], at=place))
+            yield spec
+
+    found = sweep(
+        model,
+        rows,
+        specs,
+        metric,
+        position=position,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    options: dict[str, object] = {
+        "prompts": [text_of(model, row) for row in rows],
+        "at": at,
+        "method": method,
+        "seed": seed,
+        "groups": {name: [list(part) for part in group] for name, group in groups.items()},
+    }
+    axes: dict[str, tuple[Coordinate, ...]] = {"group": tuple(groups)}
+    return found.grid(f"groups of {axis}s ablated ({method})", axes, None, options)
+
+
+class Source:
+    """What is put in the place of what is taken out, prompt by prompt."""
+
+    def __init__(  # noqa: PLR0913 - made in two places, by name
+        self,
+        model: MIModel,
+        hooks: Sequence[tuple[HookPoint, int]],
+        rows: Sequence[list[int]],
+        others: Sequence[list[int]],
+        method: Method,
+        seed: int,
+        *,
+        itself: bool,
+    ) -> None:
+        if method not in METHODS:
+            raise InterventionError(
+                f"method={method!r} is none of {', '.join(METHODS)}{did_you_mean(method, METHODS)}"
+            )
+        self.model, self.rows, self.others = model, rows, others
+        self.hooks = [point(layer) for point, layer in hooks]
+        self.method, self.seed, self.itself = method, seed, itself
+        self.constant = dict[Hook, Tensor]()
+        if method != "resample":
+            self.constant = self._means() if method == "mean" else self._zeros()
+
+    def of(self, i: int) -> Mapping[str, Tensor]:
+        """The values [1 pos …] for one prompt, by hook."""
+        if self.method == "resample":
+            return self._captured(self.others[self._drawn(i)])
+        length = len(self.rows[i])
+        return {
+            hook: value.expand(1, length, *value.shape) for hook, value in self.constant.items()
+        }
+
+    def _captured(self, row: list[int]) -> Mapping[str, Tensor]:
+        spec = HookSpec().capture(*self.hooks)
+        return self.model.forward(torch.tensor([row]), spec, stop=self.model.num_layers)
+
+    def _means(self) -> dict[Hook, Tensor]:
+        """The mean over all positions of all reference prompts."""
+        sums, count = dict[Hook, Tensor](), 0
+        for row in self.others:
+            run = self._captured(row)
+            count += len(row)
+            for hook in self.hooks:
+                total = run[hook][0].double().sum(0)
+                sums[hook] = sums[hook] + total if hook in sums else total
+        return {hook: (total / count).to(self.model.dtype) for hook, total in sums.items()}
+
+    def _zeros(self) -> dict[Hook, Tensor]:
+        run = self._captured(self.rows[0][:1])
+        return {hook: torch.zeros_like(run[hook][0, 0]) for hook in self.hooks}
+
+    def _drawn(self, i: int) -> int:
+        """The reference prompt whose activations are put into prompt `i`."""
+        length = len(self.rows[i])
+        fitting = [
+            k
+            for k, row in enumerate(self.others)
+            if len(row) == length and not (self.itself and k == i)
+        ]
+        if not fitting:
+            raise InterventionError(
+                f"prompt {i} has {length} tokens, and no other reference prompt has as many "
+                f"(they have {sorted({len(row) for row in self.others})}); "
+                "method='mean' takes prompts of any length"
+            )
+        dice = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
+        return fitting[int(torch.randint(len(fitting), (), generator=dice))]
+
+
+def _cut(
+    model: MIModel,
+    at: str,
+    by: Sequence[Axis] | None,
+    layers: int | Sequence[int] | None,
+    pairs: Pairs,
+) -> Cut:
+    """The places to ablate; streams by layer unless told otherwise."""
+    parts = set(_point(at).axes) & {"head", "kv_head", "d_mlp"}
+    axes: Sequence[Axis] | None = ("layer",) if by is None and not parts else by
+    return cut_of(model, at, axes, layers, pairs)
+
+
+def _point(at: str) -> HookPoint:
+    if at not in PLACES:
+        raise InterventionError(
+            f"at={at!r} cannot be ablated; choose {', '.join(PLACES)}{did_you_mean(at, PLACES)}"
+        )
+    return PLACES[at]
+
+
+def _part(at: str) -> str:
+    """What the parts of an activation are called."""
+    axes = _point(at).axes
+    if "d_mlp" in axes:
+        return "neuron"
+    if not {"head", "kv_head"} & set(axes):
+        raise InterventionError(f"at={at!r} has no parts; choose z, q, k, v or mlp_post")
+    return "head"
