@@ -8,52 +8,53 @@ around it is written by hand.
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from docs import verbs
+from torch_mi.config.parts import BlockLayout, Over
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.families import FAMILIES, Family
-from torch_mi.families.decoder import LLAMA
-from torch_mi.families.names import Source, source_name
-from torch_mi.families.rope import RopeRule
 from torch_mi.families.rules import Reader
+from torch_mi.families.sources import Rows, Source, source_name, source_of
 from torch_mi.hooks.point import HookPoint
 from torch_mi.storage import write_text
 from torch_mi.testing import tiny
 
 DOCS = Path(__file__).parent
 
-LAYERS, HEADS, WIDTH, HEAD = 4, 64, 3072, 40
 BARE: Mapping[str, object] = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
+    "hidden_size": 3072,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 32,
     "intermediate_size": 1024,
     "vocab_size": 1000,
 }
 """A config that says nothing but sizes, so that what is read is what a family takes for granted."""
 
-T = TypeVar("T")
+NEEDED: Mapping[str, object] = {"num_experts_per_tok": 8}
+"""What some family cannot do without."""
 
+LAYOUTS = {
+    BlockLayout.Pre: "before",
+    BlockLayout.Sandwich: "before and after",
+    BlockLayout.Post: "after",
+    BlockLayout.Parallel: "one for both, in parallel",
+    BlockLayout.ParallelTwo: "one each, in parallel",
+}
 
-class Listening(Reader):
-    """A reader that tells which keys it was asked for."""
+OVER = {Over.Head: "by head", Over.EachHead: "by head, each its own gain", Over.Whole: "as a whole"}
 
-    def __init__(self, raw: Mapping[str, object]) -> None:
-        super().__init__(raw)
-        self.asked: list[str] = []
-
-    def get(self, kind: type[T], key: str) -> T | None:
-        self._hear(key)
-        return super().get(kind, key)
-
-    def given(self, key: str) -> bool:
-        self._hear(key)
-        return super().given(key)
-
-    def _hear(self, key: str) -> None:
-        if key not in self.asked:
-            self.asked.append(key)
+LAYOUT_WORDS = {
+    "Whole": "",
+    "Named": "",
+    "Kept": "",
+    "Transposed": ", transposed",
+    "Rows": ", part{part} of a stack",
+    "Columns": ", part{part} of a stack, transposed",
+    "Grouped": ", part{part}, taking turns",
+    "Stack": ", one tensor for each expert",
+    "Slabs": ", part{part} of a stack for each expert",
+}
 
 
 def row(cells: Iterable[str]) -> str:
@@ -95,107 +96,128 @@ def hooks_inside() -> str:
 
 
 def availability() -> str:
-    """The points that some families do not have."""
+    """The points that not every family has, and which have them."""
     models = {name: tiny(name) for name in FAMILIES}
     lines: list[str] = []
     for point in HookPoint:
-        absent = [n for n, model in models.items() if point not in model.backend.hook_points]
-        if absent == list(models):
-            lines.append(f"- `{point.name}`: no family of this version has it.")
+        has = [n for n, model in models.items() if point in model.backend.hook_points]
+        absent = [name for name in models if name not in has]
+        if not has:
+            lines.append(f"- `{point.name}`: no family has it.")
         elif absent:
-            lines.append(f"- `{point.name}`: not in {code(absent)}.")
+            few, which = (has, "in") if len(has) <= len(absent) else (absent, "not in")
+            lines.append(f"- `{point.name}`: {which} {code(few)}.")
     return "\n".join(lines)
 
 
-def config(family: Family, **said: object) -> TransformerConfig:
-    """What a family makes of the bare config."""
-    return family.config({"model_type": family.model_type, **BARE, **said})
+def bare(family: Family) -> TransformerConfig:
+    """What a family computes where its config says nothing but sizes."""
+    raw = {"model_type": family.model_type, **BARE, **NEEDED}
+    reader = Reader(raw)
+    fields: dict[str, Any] = {name: rule(reader) for name, rule in family.rules.items()}
+    return TransformerConfig(**fields)
 
 
-def fraction(scale: float) -> str:
-    """A scale of attention scores as one over a root."""
-    squared = round(scale**-2)
-    return "1/√head_dim" if squared == HEAD else f"1/√{squared}"
+def norms(cfg: TransformerConfig) -> str:
+    """Which norms there are, and where they stand."""
+    return f"{cfg.norm_type.value}, {LAYOUTS[cfg.layout]}"
 
 
-def windows(found: tuple[int | None, ...]) -> str:
-    """Windows of four layers, in words."""
-    if set(found) == {None}:
-        return "none"
-    if len(set(found)) == 1:
-        return f"{found[0]}, every layer"
-    return ", ".join("none" if window is None else str(window) for window in found) + ", …"
+def positions(cfg: TransformerConfig) -> str:
+    """How a layer knows where a token stands."""
+    found: list[str] = []
+    if cfg.embedding.learned is not None:
+        found.append("learned")
+    if cfg.alibi is not None:
+        found.append("by distance")
+    ropes = [rope for rope in cfg.ropes if rope is not None]
+    if ropes:
+        bases = dict.fromkeys(f"{rope.theta:g}" for rope in ropes)
+        words = f"rotary {' and '.join(bases)}"
+        words += ", neighbours paired" if ropes[0].interleaved else ""
+        turning = cfg.head_dim if cfg.latent is None else cfg.latent.rope_dim
+        words += f", {ropes[0].dim / turning:.0%} of a head" if ropes[0].dim < turning else ""
+        words += f", not in {len(cfg.ropes) - len(ropes)} of {len(cfg.ropes)} layers" * (
+            len(ropes) < len(cfg.ropes)
+        )
+        found.append(words)
+    return "; ".join(found)
 
 
-def yes(value: object) -> str:
-    """A truth, or a number that may be none, in words."""
-    if value is None or value is False:
-        return "no"
-    return "yes" if value is True else str(value)
+def heads(cfg: TransformerConfig) -> str:
+    """Shared keys and values, head width, norms of queries and keys, windows."""
+    found: list[str] = []
+    if cfg.latent is not None:
+        found.append(f"keys and values unfold from {cfg.latent.kv_rank}")
+    elif cfg.num_kv_heads != cfg.num_attention_heads:
+        found.append(f"{cfg.num_kv_heads} for keys and values")
+    if cfg.head_dim != cfg.hidden_size // cfg.num_attention_heads and cfg.latent is None:
+        found.append(f"{cfg.head_dim} wide")
+    if cfg.qk_norm is not None:
+        found.append(f"queries and keys normed {OVER[cfg.qk_norm.over]}")
+    if set(cfg.windows) != {None}:
+        found.append("windows " + ", ".join(str(w or "none") for w in cfg.windows))
+    return "; ".join(found) or "plain"
 
 
-def width(family: Family) -> str:
-    """A head's width where the config is silent."""
-    found = config(family).head_dim
-    return "hidden_size / heads" if found == WIDTH // HEADS else str(found)
+def mlp(cfg: TransformerConfig) -> str:
+    """The MLP or the experts."""
+    words = f"{cfg.activation.value}{', gated' if cfg.gated_mlp else ''}"
+    if cfg.experts is None:
+        return words
+    how = cfg.experts
+    words += f"; {how.chosen} of {how.count} experts by {how.scoring.value}"
+    words += f" in {sum(how.layers)} of {len(how.layers)} layers" * (not all(how.layers))
+    return words + (", one shared" if how.shared_width else "")
 
 
-def bias(cfg: TransformerConfig) -> str:
+def bias(cfg: TransformerConfig) -> list[str]:
     """Which linear maps have a bias."""
     flags = {"q, k, v": cfg.qkv_bias, "o": cfg.o_proj_bias, "MLP": cfg.mlp_bias}
-    return ", ".join(name for name, has in flags.items() if has) or "none"
+    flags["logits"] = cfg.head.bias
+    return [name for name, has in flags.items() if has]
 
 
-def scalings(family: Family) -> str:
-    """The kinds of rotary scaling that a family reads."""
-    rule = family.rules["rope"]
-    kinds = list(rule.kinds) if isinstance(rule, RopeRule) else []
-    return ", ".join(kind for kind in kinds if kind != "default")
-
-
-def embedding(cfg: TransformerConfig) -> str:
-    """What embeddings are multiplied by."""
-    scale = cfg.embedding_scale
-    return "no" if scale is None else "√hidden_size" if round(scale**2) == WIDTH else str(scale)
-
-
-AXES: Mapping[str, Callable[[Family, TransformerConfig], str]] = {
-    "norm": lambda _, cfg: cfg.norm_type.value,
-    "norm_eps": lambda _, cfg: f"{cfg.norm_eps:g}",
-    "norms on outputs too": lambda _, cfg: yes(cfg.use_post_norms),
-    "activation": lambda _, cfg: cfg.activation.value,
-    "gated MLP": lambda _, cfg: yes(cfg.gated_mlp),
-    "biases": lambda _, cfg: bias(cfg),
-    "key/value heads": lambda _, cfg: (
-        "as heads" if cfg.num_kv_heads == HEADS else str(cfg.num_kv_heads)
-    ),
-    "head width": lambda family, _: width(family),
-    "score scale": lambda _, cfg: fraction(cfg.attn_scale),
-    "score soft-cap": lambda _, cfg: yes(cfg.attn_logit_softcapping),
-    "logit soft-cap": lambda _, cfg: yes(cfg.final_logit_softcapping),
-    "sliding window": lambda _, cfg: windows(cfg.windows),
-    "rotary base": lambda _, cfg: f"{cfg.rope.theta:g}",
-    "rotary scaling read": lambda family, _: scalings(family),
-    "embeddings scaled": lambda _, cfg: embedding(cfg),
-    "tied unembedding": lambda _, cfg: yes(cfg.tie_word_embeddings),
-}
+def notes(cfg: TransformerConfig) -> str:
+    """What is left to say."""
+    found: list[str] = []
+    if biases := bias(cfg):
+        found.append(f"biases: {', '.join(biases)}")
+    numbers = {
+        "scores capped at": cfg.attn_logit_softcapping,
+        "logits capped at": cfg.head.softcap,
+        "logits ×": cfg.head.scale,
+        "branches ×": cfg.residual_scale,
+        "q, k, v clipped at": cfg.clip_qkv,
+    }
+    found += [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
+    scale = cfg.embedding.scale
+    if scale is not None:
+        root = round(scale**2) == cfg.hidden_size
+        found.append(f"embeddings × {'√hidden_size' if root else f'{scale:g}'}")
+    found += ["embeddings normed"] if cfg.embedding.norm else []
+    found += ["tied"] if cfg.tie_word_embeddings else []
+    return "; ".join(found)
 
 
 def arithmetic() -> str:
     """What each family computes where its config is silent."""
-    kinds = [(family, config(family, head_dim=HEAD)) for family in FAMILIES.values()]
-    rows = [[name, *(show(f, cfg) for f, cfg in kinds)] for name, show in AXES.items()]
-    return table(("", *(f"`{name}`" for name in FAMILIES)), rows)
+    rows: list[list[str]] = []
+    for name, family in FAMILIES.items():
+        cfg = bare(family)
+        parts = (norms, positions, heads, mlp, notes)
+        rows.append([f"`{name}`", *(part(cfg) for part in parts)])
+    return table(("family", "norms", "positions", "heads", "MLP", "and"), rows)
 
 
-def keys(family: Family) -> dict[str, list[str]]:
-    """The config keys that each field is read from."""
-    raw = {"model_type": family.model_type, **BARE}
-    found: dict[str, list[str]] = {}
+def keys(family: Family) -> dict[str, frozenset[str]]:
+    """The config keys that each field is read from, as the family calls them."""
+    theirs = {ours: name for name, ours in family.aliases.items()}
+    found: dict[str, frozenset[str]] = {}
     for name, rule in family.rules.items():
-        listening = Listening(raw)
-        rule(listening)
-        found[name] = listening.asked
+        reader = Reader({"model_type": family.model_type, **BARE, **NEEDED})
+        rule(reader)
+        found[name] = frozenset(theirs.get(key, key) for key in reader.asked)
     return found
 
 
@@ -205,49 +227,47 @@ def differences() -> str:
 
 
 def section(family: Family) -> str:
-    """One family."""
-    if family is LLAMA:
-        parts = ["The table that the others differ from.", *described(family, keys(family))]
-        return "\n\n".join([f"### `{family.model_type}`", *parts])
-    theirs = keys(LLAMA)
-    read = {
-        field: asked
-        for field, asked in keys(family).items()
-        if field not in theirs or set(asked) - set(BARE) != set(theirs[field]) - set(BARE)
-    }
-    parts = ["As `llama`, but:", *described(family, read)]
-    return "\n\n".join([f"### `{family.model_type}`", *parts])
-
-
-def described(family: Family, read: Mapping[str, list[str]]) -> list[str]:
-    """What a family reads, what it calls things, and what it refuses."""
-    base: dict[str, object] = {}
-    if family is not LLAMA:
-        base = {**LLAMA.sources, **LLAMA.fixed}
-    parts: list[str] = []
-    rows = [(f"`{name}`", code(asked) or "nothing: it is fixed") for name, asked in read.items()]
-    if rows:
-        parts.append(table(("field", "read from"), rows))
-    sources = {ours: source for ours, source in family.sources.items() if base.get(ours) != source}
+    """One family, its names folded away."""
+    base = FAMILIES["llama"]
+    known: frozenset[str] = frozenset()
+    if family is not base:
+        known = known.union(*keys(base).values())
+    read = sorted(frozenset[str]().union(*keys(family).values()) - known)
+    what = "Reads" if family is base else "Also reads"
+    parts = [f"### `{family.model_type}`"]
+    parts += [f"{what} {code(read)}."] if read else []
+    parts += refused(family, base)
+    theirs = {} if family is base else base.sources
+    sources = {ours: s for ours, s in family.sources.items() if theirs.get(ours) != s}
     if sources:
-        named = [(f"`{ours}`", written(source)) for ours, source in sources.items()]
-        parts.append(table(("our module", "in the checkpoint"), named))
-    asked = {key for listed in keys(family).values() for key in listed}
-    refused = {
+        named = table(
+            ("our module", "in the checkpoint"),
+            [(f"`{ours}`", written(source)) for ours, source in sources.items()],
+        )
+        parts.append(f"<details><summary>names</summary>\n\n{named}\n\n</details>")
+    return "\n\n".join(parts)
+
+
+def refused(family: Family, base: Family) -> list[str]:
+    """The values without which a family's config is refused, where llama's is not."""
+    asked = frozenset[str]().union(*keys(family).values())
+    only = {
         key: values
         for key, values in family.fixed.items()
-        if key not in asked and base.get(key) != values
+        if key not in asked and (family is base or base.fixed.get(key) != values)
     }
-    if refused:
-        values = [f"`{key}` = {code(map(repr, only))}" for key, only in refused.items()]
-        parts.append("Refused unless: " + "; ".join(values) + ".")
-    return parts
+    if not only:
+        return []
+    values = [f"`{key}` = {code(map(repr, said)) or 'null'}" for key, said in only.items()]
+    return ["Refused unless: " + "; ".join(values) + "."]
 
 
 def written(source: Source) -> str:
     """Where a module's tensors lie in a checkpoint."""
-    name = f"`{source_name(source)}`"
-    return name if isinstance(source, str) else f"{name}, part {source.part + 1}"
+    layout, name = source_of(source), f"`{source_name(source)}`"
+    kind = type(layout).__name__
+    part = f" {layout.part + 1}" if isinstance(layout, Rows) else ""
+    return name + LAYOUT_WORDS.get(kind, f", {kind.lower()}").format(part=part)
 
 
 PARTS: Mapping[str, Callable[[], str]] = {

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kinds import KINDS
 from tests.laws import examples
 from torch_mi import testing
 from torch_mi.config.parts import NormType
@@ -24,13 +25,13 @@ SLOW = {
     testing.edits_reach_no_earlier_position,
     testing.captures_can_be_differentiated,
 }
-"""Laws that take many runs: one example for each family."""
+"""Laws that take many runs: one example for each family, as for families that add no arithmetic."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("law", testing.LAWS, ids=lambda law: law.__name__)
 def test_law(law: testing.Law, family: str) -> None:
-    @settings(max_examples=1 if law in SLOW else 4)
+    @settings(max_examples=3 if family in KINDS and law not in SLOW else 1)
     @given(st.data())
     def hold(data: st.DataObject) -> None:
         model = data.draw(examples.models(family))

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import torch_mi as mi
+from tests.kinds import KINDS
 from torch_mi.families import FAMILIES
 from torch_mi.testing import tiny
 
 PROMPT = "the quick fox"
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize(("versus", "position"), [(None, -1), ("z", 4)])
 def test_shares_sum_to_the_logit(family: str, versus: str | None, position: int) -> None:
     model = tiny(family)

@@ -27,6 +27,10 @@ def test_every_side_agrees_and_the_results_are_written(tmp_path: Path) -> None:
 def test_disagreement_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = sweeps.contest("z", sweeps.TINY, sweeps.gather(sweeps.TINY, tmp_path))
     right = sweeps.by_hand(one)
-    monkeypatch.setattr(sweeps, "by_hand", lambda _: right + 0.001)
+
+    def wrong(_: sweeps.Contest) -> torch.Tensor:
+        return right + 0.001
+
+    monkeypatch.setattr(sweeps, "by_hand", wrong)
     with pytest.raises(BenchmarkError, match=r"torch-mi and by hand differ by 0\.001"):
         sweeps.check(one)

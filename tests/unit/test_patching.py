@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import torch_mi as mi
+from tests.kinds import KINDS
 from torch_mi.analysis.patching import POINTS
-from torch_mi.families import FAMILIES
 from torch_mi.sweeps.run import score_cells
 from torch_mi.testing import tiny
 
@@ -36,7 +36,7 @@ def naive(model: mi.MIModel, at: str, metric: mi.Metric) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("family", "at"),
     [(family, at) for family in ("gemma2", "phi3") for at in POINTS]
-    + [(family, at) for family in FAMILIES for at in ("resid_pre", "k")],
+    + [(family, at) for family in KINDS for at in ("resid_pre", "k")],
 )
 def test_patching_equals_the_naive_loop(family: str, at: str) -> None:
     model = tiny(family)

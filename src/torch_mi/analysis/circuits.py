@@ -9,6 +9,7 @@ circuit, and the empty circuit is the corrupted run (Wang et al. 2023; Hanna et 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from math import isclose
 from typing import Any, Self
 
 import torch
@@ -193,7 +194,7 @@ class Faithfulness(Result):
     @property
     def values(self) -> Tensor:
         """0 for a circuit that scores as the corrupted prompts do, 1 as the clean ones do."""
-        if self.clean == self.corrupted:
+        if isclose(self.clean, self.corrupted, rel_tol=1e-5, abs_tol=1e-6):
             raise ModelError(
                 "clean and corrupted prompts score the same: nothing to be faithful to"
             )

@@ -106,7 +106,7 @@ class Edges(Result):
         )
 
 
-def find_edges(
+def find_edges(  # noqa: PLR0913 - an experiment is made of choices
     model: MIModel,
     clean: Prompt,
     corrupted: Prompt,

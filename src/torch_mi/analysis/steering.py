@@ -316,13 +316,17 @@ def steer(
 
 
 def edge_attention(pattern: Tensor, spec: EdgeSpec) -> Tensor:
-    """The mean attention that each selected head [head] pays along the edges it can see."""
-    edges = [(q, k) for q, k in spec.expand(pattern.shape[-1]) if bool(pattern[:, :, q, k].any())]
+    """The mean attention that each selected head [head] of a pattern pays along the edges.
+
+    Edges to later keys do not count where no attention goes there.
+    """
+    causal = not bool(pattern.triu(1).any())
+    edges = [(q, k) for q, k in spec.expand(pattern.shape[-1]) if k <= q or not causal]
     heads = [h for h in range(pattern.shape[1]) if spec.applies_to_head(h)]
     if not edges:
         return torch.zeros(len(heads))
     query, key = torch.tensor(edges).T
-    return pattern[:, :, query, key].float().mean((0, 2))[heads].cpu()
+    return pattern[:, heads][:, :, query, key].float().mean((0, 2)).cpu()
 
 
 def attention_to_targets(pattern: Tensor, from_pos: int, to_positions: Sequence[int]) -> Tensor:

@@ -16,6 +16,7 @@ from torch_mi.cli.check import check
 from torch_mi.cli.demo import demo
 from torch_mi.cli.doctor import doctor
 from torch_mi.cli.download import download
+from torch_mi.cli.edges import edges
 from torch_mi.cli.generate import generate
 from torch_mi.cli.heads import heads
 from torch_mi.cli.hooks import hooks
@@ -78,6 +79,7 @@ VERBS = (
     patch,
     attribute,
     heads,
+    edges,
     generate,
     tokens,
     hooks,

@@ -5,6 +5,7 @@
 """
 
 from torch_mi.show import (
+    causal,
     cells,
     checks,
     circuits,
@@ -20,6 +21,7 @@ from torch_mi.show.plots import attention, plot
 from torch_mi.show.tables import table, text
 
 WHERE_MORE_IS_DRAWN = (
+    causal,
     cells,
     checks,
     circuits,

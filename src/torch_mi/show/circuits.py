@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """How gradients, estimates of patching, edges and circuits look."""
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch_mi.analysis.attribution_patching import Comparison
+from torch_mi.analysis.circuits import Circuit, Faithfulness
+from torch_mi.analysis.edge_patching import Edges
 from torch_mi.analysis.gradients import Gradients
+from torch_mi.analysis.parts import INPUT, LOGITS
+from torch_mi.errors import MIError
 from torch_mi.results import floats
 from torch_mi.show.heat import ACCENT, Heat, figures, look
-from torch_mi.show.labels import label, markup
+from torch_mi.show.labels import label, markup, one_line
+from torch_mi.show.page import Section
+from torch_mi.show.pages import Page
 from torch_mi.show.plots import plot
 from torch_mi.show.sweeps import markup_title
 from torch_mi.show.tables import WIDTH, plain, table, titled
@@ -107,7 +114,7 @@ def _comparison_table(result: Comparison, width: int = WIDTH) -> "RenderableType
     for name in ("estimate", "truth"):
         out.add_column(name, justify="right")
     for i in sorted(range(len(cells)), key=lambda i: -abs(true[i]))[:FEW]:
-        places = [_place(result, axis, i) for axis in cells[i]]
+        places = [_cell(result, axis, i) for axis in cells[i]]
         out.add_row(*places, f"{guessed[i]:+.4g}", f"{true[i]:+.4g}")
     said = [("rank correlation", result.spearman), ("correlation", result.pearson)]
     words = " · ".join(f"{name} {'none' if r is None else f'{r:.3f}'}" for name, r in said)
@@ -115,8 +122,203 @@ def _comparison_table(result: Comparison, width: int = WIDTH) -> "RenderableType
     return titled(title, out, "how much each place moves the score; the largest in truth")
 
 
-def _place(result: Comparison, axis: str, cell: int) -> str:
+def _cell(result: Comparison, axis: str, cell: int) -> str:
     places = result.truth.axes[axis]
     at = [place for place, _ in result.truth.cells()][cell][axis]
     words = result.truth.labels.get(axis)
     return str(at) if words is None else f"{label(words[places.index(at)])} ({at})"
+
+
+@plot.register(Edges)
+def _edges(result: Edges) -> "Figure":
+    """Who reads upwards, who writes across: the sum of the sizes of all edges between them."""
+    writers = _groups(w.name for w in result.graph.writers)
+    readers = _groups(r.name for r in result.graph.readers)
+    weights = result.scores.abs()
+    cells = [
+        [float(weights[[[w] for w in ws], rs].sum()) for ws in writers.values()]
+        for rs in readers.values()
+    ]
+    across, up = list(writers), list(readers)
+    return Heat(
+        values=cells,
+        rows=up,
+        columns=across,
+        words=[[f"{value:.2g}" if value else "" for value in row] for row in cells],
+        hover=[
+            [f"{up[i]} listens to {across[j]}: {value:.4g}" for j, value in enumerate(row)]
+            for i, row in enumerate(cells)
+        ],
+        high=max(map(max, cells)) or 1.0,
+        unit="sum of sizes",
+        row_title="reads",
+        column_title="writes",
+        title=f"Which part listens to which · {markup_title(result.model_id)}",
+        percent=False,
+    ).figure()
+
+
+def _groups(names: Iterable[str]) -> dict[str, list[int]]:
+    """The heads of a layer together; MLPs, input and logits by themselves."""
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        found.setdefault(name.split(".")[0], []).append(i)
+    return found
+
+
+@table.register(Edges)
+def _edges_table(result: Edges, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
+    out = plain()
+    for name in ("writes", "reads"):
+        out.add_column(name)
+    out.add_column("score", justify="right")
+    out.add_column("")
+    best = result.best(12)
+    top = max(abs(score) for _, _, score in best) or 1.0
+    for writes, reads, score in best:
+        bar = "█" * round(24 * abs(score) / top)
+        out.add_row(writes, reads, f"{score:+.4g}", f"[{'cyan' if score > 0 else 'red'}]{bar}[/]")
+    title = (
+        f"edges of {result.model_id} · {result.metric}\n"
+        f"clean {result.clean:.4g} · corrupted {result.corrupted:.4g} · {len(result)} edges"
+    )
+    return titled(title, out, "score: what the metric would lose without the edge, to first order")
+
+
+@plot.register(Circuit)
+def _circuit(result: Circuit) -> "Figure":
+    """Parts by layer, upwards; an edge is a line, as thick as it weighs."""
+    pruned, go = result.pruned(), figures()
+    if not len(pruned):
+        raise MIError("nothing comes through this circuit, so there is nothing to draw")
+    places = _places(pruned.nodes, pruned.graph.layers)
+    top = max((abs(score) for score in pruned.scores.values()), default=1.0) or 1.0
+    fig = go.Figure()
+    for w, r in sorted(pruned.edges):
+        score = pruned.scores.get((w, r), top)
+        x0, y0 = places[pruned.graph.writers[w].name]
+        for node in pruned.graph.readers[r].nodes:
+            if node in places:
+                x1, y1 = places[node]
+                line = {
+                    "width": 0.5 + 4 * abs(score) / top,
+                    "color": "#2f7dbd" if score > 0 else ACCENT,
+                }
+                fig.add_scatter(
+                    x=[x0, x1], y=[y0, y1], mode="lines", line=line, opacity=0.6, hoverinfo="skip"
+                )
+    names = list(places)
+    fig.add_scatter(
+        x=[places[name][0] for name in names],
+        y=[places[name][1] for name in names],
+        mode="markers+text",
+        marker={"size": 12, "color": "#8b949e"},
+        text=names,
+        textposition="middle right",
+        hovertemplate="%{text}<extra></extra>",
+    )
+    levels = len({y for _, y in places.values()})
+    fig.update_layout(look(f"A circuit of {len(pruned)} edges", 2 * levels, 1))
+    fig.update_layout(xaxis={"visible": False}, yaxis={"visible": False})
+    return fig
+
+
+def _places(nodes: Sequence[str], layers: int) -> dict[str, tuple[float, float]]:
+    """Where each part is drawn: layers upwards, an MLP above the heads of its layer."""
+    levels: dict[int, list[str]] = {}
+    for name in nodes:
+        if name == INPUT:
+            level = -1
+        elif name == LOGITS:
+            level = 2 * layers
+        else:
+            level = 2 * int(name[1:].split(".")[0]) + (name[0] == "m")
+        levels.setdefault(level, []).append(name)
+    # empty levels take no room
+    return {
+        name: (i - (len(names) - 1) / 2, float(y))
+        for y, (_, names) in enumerate(sorted(levels.items()))
+        for i, name in enumerate(names)
+    }
+
+
+@table.register(Circuit)
+def _circuit_table(result: Circuit, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
+    heard: dict[str, list[str]] = {}
+    for writes, reads in result.names:
+        heard.setdefault(reads, []).append(writes)
+    out = plain()
+    out.add_column("reads", no_wrap=True)
+    out.add_column("listens to")
+    for reads, writers in heard.items():
+        out.add_row(reads, " ".join(writers))
+    live = len(result.pruned())
+    note = "" if live == len(result) else f"{len(result) - live} of them carry nothing on"
+    return titled(f"a circuit of {len(result)} edges", out, note)
+
+
+@plot.register(Faithfulness)
+def _faithfulness(result: Faithfulness) -> "Figure":
+    """Edges across, faithfulness upwards."""
+    values = floats(result.values)
+    order = sorted(range(len(values)), key=lambda i: result.sizes[i])
+    fig = figures().Figure(
+        figures().Scatter(
+            x=[max(result.sizes[i], 1) for i in order],
+            y=[values[i] for i in order],
+            mode="lines+markers",
+            line={"color": ACCENT, "width": 2},
+            text=[result.names[i] for i in order],
+            hovertemplate="%{text}: %{x} edges, %{y:.3f}<extra></extra>",
+        )
+    )
+    for y in (0, 1):
+        fig.add_hline(y=y, line={"dash": "dot", "color": "#8b949e", "width": 1})
+    fig.update_layout(look(f"How faithful circuits are, of {result.edges} edges", 8, 1))
+    fig.update_layout(
+        xaxis={"title": {"text": "edges"}, "type": "log"} | SOFT,
+        yaxis={"title": {"text": "0 corrupted, 1 clean"}} | SOFT,
+    )
+    return fig
+
+
+@table.register(Faithfulness)
+def _faithfulness_table(result: Faithfulness, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
+    out = plain()
+    out.add_column("circuit")
+    for name in ("edges", "share", "score", "faithfulness"):
+        out.add_column(name, justify="right")
+    found = zip(
+        result.names, result.sizes, floats(result.scores), floats(result.values), strict=True
+    )
+    for name, size, score, value in found:
+        out.add_row(name, str(size), f"{size / result.edges:.1%}", f"{score:.4g}", f"{value:.3f}")
+    title = (
+        f"how faithful circuits are · {result.metric}\n"
+        f"clean {result.clean:.4g} (1) · corrupted {result.corrupted:.4g} (0)"
+    )
+    return titled(title, out)
+
+
+def edges_page(found: Edges, circuit: Circuit, scored: Faithfulness) -> Page:
+    """Edges, a circuit of them, and how faithful circuits are."""
+    lead = (
+        "Every part of a model writes into the residual stream, and every later part reads it. "
+        "Each such edge was scored by what the answer would lose, to first order, if what the "
+        f"other prompt gives went along it: {one_line(str(found.options['clean']))} against "
+        f"{one_line(str(found.options['corrupted']))}."
+    )
+    writes, reads, score = found.best(1)[0]
+    words = f"The heaviest: {reads} listens to {writes} ({score:+.3g})."
+    values = (
+        f"All other edges come from the other prompt's run. {len(circuit)} edges are drawn above."
+    )
+    return (
+        f"Edges · {found.model_id}",
+        lead,
+        [
+            Section("Edges", words, plot(found)),
+            Section("Circuit", "Blue edges help the answer, orange ones hinder it.", plot(circuit)),
+            Section("Faithfulness", values, plot(scored)),
+        ],
+    )
