@@ -24,15 +24,15 @@ DOCS = Path(__file__).parent
 
 BARE: Mapping[str, object] = {
     "hidden_size": 3072,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 12,
     "num_attention_heads": 32,
     "intermediate_size": 1024,
     "vocab_size": 1000,
 }
 """A config that says nothing but sizes, so that what is read is what a family takes for granted."""
 
-NEEDED: Mapping[str, object] = {"num_experts_per_tok": 8}
-"""What some family cannot do without."""
+NEEDED: Mapping[str, Mapping[str, object]] = {"deepseek_v2": {"num_experts_per_tok": 6}}
+"""What a family cannot do without."""
 
 LAYOUTS = {
     BlockLayout.Pre: "before",
@@ -98,22 +98,26 @@ def hooks_inside() -> str:
 def availability() -> str:
     """The points that not every family has, and which have them."""
     models = {name: tiny(name) for name in FAMILIES}
-    lines: list[str] = []
+    found: dict[str, list[HookPoint]] = {}
     for point in HookPoint:
         has = [n for n, model in models.items() if point in model.backend.hook_points]
         absent = [name for name in models if name not in has]
-        if not has:
-            lines.append(f"- `{point.name}`: no family has it.")
-        elif absent:
-            few, which = (has, "in") if len(has) <= len(absent) else (absent, "not in")
-            lines.append(f"- `{point.name}`: {which} {code(few)}.")
-    return "\n".join(lines)
+        where = f"in {code(has)}" if len(has) <= len(absent) else f"not in {code(absent)}"
+        where = where if has else "in models written by hand alone"
+        if absent:
+            found.setdefault(where, []).append(point)
+    return "\n".join(f"- {code(p.name for p in group)}: {w}." for w, group in found.items())
+
+
+def silent(family: Family) -> Reader:
+    """A config of the family that says nothing but sizes."""
+    name = family.model_type
+    return Reader({"model_type": name, **BARE, **NEEDED.get(name, {})})
 
 
 def bare(family: Family) -> TransformerConfig:
     """What a family computes where its config says nothing but sizes."""
-    raw = {"model_type": family.model_type, **BARE, **NEEDED}
-    reader = Reader(raw)
+    reader = silent(family)
     fields: dict[str, Any] = {name: rule(reader) for name, rule in family.rules.items()}
     return TransformerConfig(**fields)
 
@@ -155,8 +159,10 @@ def heads(cfg: TransformerConfig) -> str:
         found.append(f"{cfg.head_dim} wide")
     if cfg.qk_norm is not None:
         found.append(f"queries and keys normed {OVER[cfg.qk_norm.over]}")
-    if set(cfg.windows) != {None}:
-        found.append("windows " + ", ".join(str(w or "none") for w in cfg.windows))
+    seen = [window for window in cfg.windows if window is not None]
+    if seen:
+        some = f" in {len(seen)} of {len(cfg.windows)} layers"
+        found.append(f"window {seen[0]}" + some * (len(seen) < len(cfg.windows)))
     return "; ".join(found) or "plain"
 
 
@@ -215,7 +221,7 @@ def keys(family: Family) -> dict[str, frozenset[str]]:
     theirs = {ours: name for name, ours in family.aliases.items()}
     found: dict[str, frozenset[str]] = {}
     for name, rule in family.rules.items():
-        reader = Reader({"model_type": family.model_type, **BARE, **NEEDED})
+        reader = silent(family)
         rule(reader)
         found[name] = frozenset(theirs.get(key, key) for key in reader.asked)
     return found

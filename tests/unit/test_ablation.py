@@ -129,11 +129,13 @@ def test_without_its_induction_heads_the_demo_model_cannot_copy():
     tokens, start = repeated(model, 12, 12, seed=5)
     answers = [int(row[start + 10]) for row in tokens]
     prompts = [row[: start + 12 + 10] for row in tokens]
+    # induction heads read what previous-token heads wrote, so those are of the same circuit
+    previous = find_heads(model, kind="previous_token").scores
     others = [
         (layer, head)
         for layer in range(model.num_layers)
         for head in range(model.num_heads)
-        if found.scores[layer, head] < 0.2
+        if max(found.scores[layer, head], previous[layer, head]) < 0.3
     ]
     dice = random.Random(0)
     groups = {f"random {i}": dice.sample(others, len(strong)) for i in range(6)}
@@ -142,6 +144,6 @@ def test_without_its_induction_heads_the_demo_model_cannot_copy():
     )
     broken, *spared = grid.values.tolist()
     assert grid.baseline > 0.5
-    assert broken < 0.4 * grid.baseline
     assert sorted(spared)[len(spared) // 2] > 0.8 * grid.baseline
-    assert min(spared) > broken + 0.2
+    assert min(spared) > 0.5 * grid.baseline
+    assert broken < 0.05

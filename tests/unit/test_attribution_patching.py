@@ -80,13 +80,13 @@ def test_what_is_linear_is_estimated_exactly() -> None:
     by = ("layer", "pos")
     spec = mi.HookSpec().capture(P.ResidPost(2))
     far, near = (model.forward(text, spec)[P.ResidPost(2)] for text in (CLEAN, CORRUPTED))
-    direction = torch.autograd.functional.jacobian(
-        lambda x: METRIC.score(model, model.project_to_vocab(x)), near[0, -1]
-    )
+    last = near[0, -1].requires_grad_()
+    score = METRIC.score(model, model.project_to_vocab(last))
+    (direction,) = torch.autograd.grad(score, last)
     grid = attribution_patch(
         model, CLEAN, CORRUPTED, at="resid_post", metric=METRIC, by=by, layers=2
     )
-    wanted = float((far - near)[0, -1] @ direction)
+    wanted = float((far - near)[0, -1].detach() @ direction)
     assert float(grid.values[0, -1]) - grid.baseline == pytest.approx(wanted, abs=1e-5)
     assert grid.values[0, :-1].sub(grid.baseline).abs().max() < 1e-6
 
@@ -172,7 +172,7 @@ def test_comparisons_are_saved_whole_and_shown(tmp_path) -> None:  # pyright: ig
     assert loaded.spearman == found.spearman
     assert "rank correlation" in repr(found)
     assert len(found.to_pandas()) == true.values.numel()
-    assert len(found.plot().data[1].x) == true.values.numel()
+    assert len(found.plot().to_dict()["data"][1]["x"]) == true.values.numel()
     same = compare(true, true)
     assert (same.spearman, same.overlap()) == (pytest.approx(1), 1.0)
     flat = compare(true.normalized(), true)

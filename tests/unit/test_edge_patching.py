@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Edges against their definition and their sum rules; circuits against runs by hand."""
 
+import json
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,6 +21,7 @@ from torch_mi.analysis.circuits import (
 )
 from torch_mi.analysis.edge_patching import Edges, find_edges
 from torch_mi.analysis.parts import Graph
+from torch_mi.cli import main as door
 from torch_mi.testing import tiny
 
 P = mi.HookPoint
@@ -198,7 +203,7 @@ def test_a_small_circuit_copies_where_random_ones_do_not(demo: mi.MIModel) -> No
     words = torch.randint(300, 1500, (4, 9), generator=dice)
     other = words.clone()
     other[:, 4] = torch.randint(300, 1500, (4,), generator=dice)
-    start = torch.full((4, 1), demo.encode("a")[0, 0])
+    start = demo.encode("a")[:, :1].expand(4, -1)
     clean = torch.cat([start, words, words[:, :4]], 1)
     corrupted = torch.cat([start, other, words[:, :4]], 1)
     metric = mi.logit_diff(words[:, 4].tolist(), other[:, 4].tolist())
@@ -240,6 +245,26 @@ def test_results_are_saved_whole_and_shown(tmp_path) -> None:  # pyright: ignore
 def test_what_has_no_edges_says_so(family: str, why: str) -> None:
     with pytest.raises(mi.ModelError, match=why):
         find_edges(tiny(family), CLEAN, CORRUPTED, metric=METRIC)
+
+
+def test_the_verb_shows_and_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, page = tmp_path / "edges.json", tmp_path / "edges.html"
+    words = ["edges", CLEAN, CORRUPTED, "-m", "tiny:llama", "--size", "7", "--method", "gradient"]
+    words += ["--target", "q", "--other", "z", "--json", str(file), "--html", str(page)]
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["torch-mi", *words])
+    with pytest.raises(SystemExit) as ended:
+        door.main()
+    assert not ended.value.code
+    assert "a circuit of 7 edges" in capsys.readouterr().out
+    written = json.loads(file.read_text())
+    found = Edges.from_dict(written["edges"])
+    expected = find_edges(tiny("llama"), CLEAN, CORRUPTED, metric=METRIC)
+    assert torch.allclose(found.scores, expected.scores, atol=1e-6)
+    assert Faithfulness.from_dict(written["faithfulness"]).values[-1] == pytest.approx(1, abs=1e-3)
+    assert "Which part listens to which" in page.read_text()
 
 
 def test_wrong_requests_say_what_is_right() -> None:

@@ -236,18 +236,17 @@ def _plain(reading: Reading, hooks: Sequence[Hook]) -> tuple[HookCache, Tensor, 
 
 def _effects(part: Between, cut: Cut) -> Tensor:
     """What putting in the twin's activations does, to first order: [prompt axis …]."""
+    names = [NAME.get(axis, axis) for axis in cut.point.axes]
+    gone = [i for i, name in enumerate(names) if name not in ("batch", *cut.axes)]
     layers: list[Tensor] = []
     for point, layer in cut.hooks:
         hook = point(layer)
         moved = part.source[hook].float() - part.edited[hook].float()
-        layers.append((moved * part.slopes[hook].float()).cpu())
-    names = ["batch", "layer", *(NAME.get(axis, axis) for axis in cut.point.axes[1:])]
-    effects = torch.stack(layers, 1)
+        effect = moved.mul_(part.slopes[hook].float())
+        layers.append(effect.sum(gone) if gone else effect)
+    left = ["layer", *(name for name in names if name in ("batch", *cut.axes))]
     kept = ["batch", *(("layer",) if "layer" not in cut.axes else ()), *cut.axes]
-    gone = [i for i, name in enumerate(names) if name not in kept]
-    effects = effects.sum(gone) if gone else effects
-    left = [name for name in names if name in kept]
-    effects = effects.permute([left.index(name) for name in kept])
+    effects = torch.stack(layers).permute([left.index(name) for name in kept]).cpu()
     return effects if "layer" in cut.axes else effects[:, 0]
 
 

@@ -122,9 +122,8 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
         checkpoint=checkpoint,
         progress=progress,
     )
-    plain = sweep(
-        model, pairs.source.rows(), [HookSpec()], metric, position=position, progress=False
-    )
+    whole = [HookSpec()]
+    plain = sweep(model, pairs.source.rows(), whole, metric, position=position, progress=False)
     axes: dict[str, tuple[Coordinate, ...]] = {} if len(names) == 1 else {"at": names}
     grid = found.grid(
         _title(at, direction),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SOFT = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
 FEW = 8
+Spot = tuple[float, float]
 
 
 @plot.register(Gradients)
@@ -196,17 +197,12 @@ def _circuit(result: Circuit) -> "Figure":
     fig = go.Figure()
     for w, r in sorted(pruned.edges):
         score = pruned.scores.get((w, r), top)
-        x0, y0 = places[pruned.graph.writers[w].name]
+        colour = "#2f7dbd" if score > 0 else ACCENT
+        line = {"width": 0.7 + 4 * abs(score) / top, "color": colour, "shape": "spline"}
         for node in pruned.graph.readers[r].nodes:
             if node in places:
-                x1, y1 = places[node]
-                line = {
-                    "width": 0.5 + 4 * abs(score) / top,
-                    "color": "#2f7dbd" if score > 0 else ACCENT,
-                }
-                fig.add_scatter(
-                    x=[x0, x1], y=[y0, y1], mode="lines", line=line, opacity=0.6, hoverinfo="skip"
-                )
+                x, y = _bend(places[pruned.graph.writers[w].name], places[node])
+                fig.add_scatter(x=x, y=y, mode="lines", line=line, opacity=0.6, hoverinfo="skip")
     names = list(places)
     fig.add_scatter(
         x=[places[name][0] for name in names],
@@ -223,7 +219,14 @@ def _circuit(result: Circuit) -> "Figure":
     return fig
 
 
-def _places(nodes: Sequence[str], layers: int) -> dict[str, tuple[float, float]]:
+def _bend(start: Spot, end: Spot) -> tuple[list[float], list[float]]:
+    """A line that swings out, the further the more it skips: it hides nothing that is between."""
+    (x0, y0), (x1, y1) = start, end
+    out = 0.12 * (y1 - y0 - 1)
+    return [x0, (x0 + x1) / 2 - out, x1], [y0, (y0 + y1) / 2, y1]
+
+
+def _places(nodes: Sequence[str], layers: int) -> dict[str, Spot]:
     """Where each part is drawn: layers upwards, an MLP above the heads of its layer."""
     levels: dict[int, list[str]] = {}
     for name in nodes:
