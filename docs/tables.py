@@ -243,7 +243,7 @@ def section(family: Family) -> str:
     parts = [f"### `{family.model_type}`"]
     parts += [f"{what} {code(read)}."] if read else []
     parts += refused(family, base)
-    theirs = {} if family is base else base.sources
+    theirs: Mapping[str, Source] = dict[str, Source]() if family is base else base.sources
     sources = {ours: s for ours, s in family.sources.items() if theirs.get(ours) != s}
     if sources:
         named = table(

@@ -184,9 +184,9 @@ class RunForecast(Result):
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:
         points = [PointBytes(**(p | {"shape": tuple(p["shape"])})) for p in data["points"]]
-        names = ("model_id", "batch", "pos", "device")
-        sizes = ("keys_values", "logits", "attention", "total", "free")
-        return cls(*(data[n] for n in names), tuple(points), *(data[n] for n in sizes))
+        names = ("model_id", "batch", "pos", "device", "keys_values", "logits", "attention")
+        said: dict[str, Any] = {name: data[name] for name in (*names, "total", "free")}
+        return cls(points=tuple(points), **said)
 
 
 def footprint(model: "MIModel") -> Footprint:

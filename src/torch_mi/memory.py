@@ -177,7 +177,7 @@ class MemorySnapshot:
             return cls(ram)
         try:
             free, total = torch.cuda.mem_get_info(device)
-            card = torch.cuda.get_device_properties(device)
+            card: Any = torch.cuda.get_device_properties(device)  # pyright: ignore[reportUnknownMemberType] - torch's stub
             tensors = torch.cuda.memory_allocated(device)
             peak = torch.cuda.max_memory_allocated(device)
         except RuntimeError:  # a GPU that is lost, or another's alone
@@ -196,10 +196,10 @@ class MemorySnapshot:
 def _nvml_bytes(uuid: str, total: int) -> int | None:
     """What this process holds of a GPU by NVIDIA's library, where that is here and knows us."""
     try:
-        import pynvml  # noqa: PLC0415 - optional
+        import pynvml  # noqa: PLC0415 - optional # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
-    nvml: Any = pynvml
+    nvml: Any = pynvml  # pyright: ignore[reportUnknownVariableType] - optional
     try:
         nvml.nvmlInit()
         card = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")

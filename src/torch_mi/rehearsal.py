@@ -24,6 +24,7 @@ from torch_mi.forecasting import RunForecast, held, points_of
 from torch_mi.hooks.interventions import Apply, Intervention, Scale
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
+from torch_mi.hooks.trace import Tap, Trace
 from torch_mi.memory import available_bytes
 from torch_mi.model import AttentionMode, MIModel
 from torch_mi.prompts import Batch, Prompt
@@ -37,7 +38,7 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self, given: Sequence[Tensor]) -> None:
         """A ledger that leaves out what is `given`."""
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType] - torch's stub
         self.now = self.most = 0
         self._known: dict[int, weakref.finalize[Any, Any]] = {}
         for tensor in given:
@@ -115,6 +116,35 @@ def without_data(backend: MIBackend) -> tuple[MIBackend, list[Tensor]]:
     return copy.deepcopy(backend, dict(given)), list(given.values())
 
 
+class Doors:
+    """A trace that looks at the ledger wherever a layer begins."""
+
+    def __init__(self, trace: Trace, ledger: Ledger, *, always: bool) -> None:
+        """`always` says that attention is explicit in every layer."""
+        self.trace, self.ledger, self.always = trace, ledger, always
+        self.attention = 0
+        """The most that one layer with explicit attention takes beside what was there before."""
+        self._entered: tuple[int, int] | None = None
+
+    def tap(self, layer: int | None = None) -> Tap:
+        """The trace's own tap; what came before is over."""
+        self.leave()
+        found = self.trace.tap(layer)
+        explicit = self.always or found.watches(HookPoint.AttnScores, HookPoint.AttnPattern)
+        if layer is not None and explicit:
+            self._entered = self.ledger.now, self.ledger.most
+            self.ledger.most = self.ledger.now
+        return found
+
+    def leave(self) -> None:
+        """What the layer entered last has taken, if its attention was explicit."""
+        if self._entered is not None:
+            now, most = self._entered
+            self.attention = max(self.attention, self.ledger.most - now)
+            self.ledger.most = max(self.ledger.most, most)
+        self._entered = None
+
+
 class Rehearsal(MIModel):
     """A model that reads prompts like another, and runs them without data."""
 
@@ -122,11 +152,7 @@ class Rehearsal(MIModel):
         twin, given = without_data(model.backend)
         super().__init__(twin, model.tokenizer if model.has_tokenizer else None, model.origin)
         self._real, self._place = model.device, HERE
-        self.ledger = Ledger(given)
-        self.keys_values = 0
-        """What layers would hand on to later tokens."""
-        self.attention = 0
-        """The most that one layer with explicit attention takes beside what was there before."""
+        self._ledger, self._attention = Ledger(given), 0
 
     @property
     def device(self) -> torch.device:
@@ -142,10 +168,12 @@ class Rehearsal(MIModel):
         grad: bool = False,
     ) -> RunForecast:
         """What a run with these arguments of `forward` would take."""
-        self.keys_values = self.attention = 0
-        given = self.ledger.most = self.ledger.now
-        with self.ledger, Fused(self._real):
+        given = self._ledger.most = self._ledger.now
+        with self._ledger, Fused(self._real):
             cache = self._run(rehearsed(spec), start, attention, after, grad=grad)
+        total, most = self._ledger.most - given, self._attention
+        kept = self._run(HookSpec(), start, "auto", after or Prefix(), grad=False).prefix
+        carried = [tensor for carry in kept.carries.values() for tensor in carry]
         batch, pos, _ = cache.output.shape
         return RunForecast(
             self.origin.model_id,
@@ -153,10 +181,10 @@ class Rehearsal(MIModel):
             pos,
             str(self._real),
             tuple(points_of(cache)),
-            self.keys_values,
+            sum(held(carried, set())),
             cache.output.untyped_storage().nbytes(),
-            self.attention,
-            self.ledger.most - given,
+            most,
+            total,
             available_bytes(self._real),
         )
 
@@ -170,7 +198,7 @@ class Rehearsal(MIModel):
         grad: bool,
     ) -> HookCache:
         """The run, and a look at every capture."""
-        self._place = HERE
+        self._place = HERE  # prompts are read where there are numbers
         try:
             cache = self.forward(start, spec, attention=attention, after=after, grad=grad)
             for name in cache:
@@ -188,29 +216,19 @@ class Rehearsal(MIModel):
         batch: Batch,
         p: Any,  # how the run goes, which only MIModel makes
     ) -> tuple[Tensor | Residual, dict[int, Carry]]:
-        """The loop over layers with a look at the ledger at each."""
+        """The run itself, on what has no data."""
+        self._place = NOWHERE
         padding = None if p.run.padding is None else p.run.padding.to(NOWHERE)
         run = replace(p.run, positions=p.run.positions.to(NOWHERE), padding=padding)
-        before = p.prefix.to(NOWHERE)
-        shared = self.backend.begin(run)
+        doors = Doors(p.trace, self._ledger, always=run.explicit or self.backend.always_explicit)
         if isinstance(start, Residual):
-            x = start.x.to(NOWHERE, self.dtype)
-        else:
-            x = self.backend.embed(batch.tokens.to(NOWHERE), shared, p.trace.tap())
-        carries: dict[int, Carry] = {}
-        always = run.explicit or self.backend.always_explicit
-        for layer in p.layers:
-            tap, at_door = p.trace.tap(layer), self.ledger.now
-            self.ledger.most, most = at_door, self.ledger.most
-            x, carry = self.backend.block(layer, x, shared, tap, before.carries.get(layer, ()))
-            if always or tap.watches(HookPoint.AttnScores, HookPoint.AttnPattern):
-                self.attention = max(self.attention, self.ledger.most - at_door)
-            self.ledger.most = max(most, self.ledger.most)
-            self.keys_values += sum(held(carry, set()))
-            if p.keep:
-                carries[layer] = carry
-        end = self.backend.unembed(x, p.trace.tap()) if p.ends else Residual(p.layers.stop, x)
-        return end, carries
+            start = Residual(start.layer, start.x.to(NOWHERE))
+        batch = replace(batch, tokens=batch.tokens.to(NOWHERE))
+        p = replace(p, run=run, trace=doors, prefix=p.prefix.to(NOWHERE))
+        end = super()._through(start, batch, p)
+        doors.leave()
+        self._attention = doors.attention
+        return end
 
 
 def rehearsed(spec: HookSpec | None) -> HookSpec:

@@ -45,7 +45,7 @@ def test_an_unfaithful_one_fails_at_its_layer(folder: Path) -> None:
 
 
 def test_it_says_what_it_needs(folder: Path) -> None:
-    with pytest.raises(mi.ModelError, match="loaded from a folder"):
+    with pytest.raises(mi.ModelError, match="transformers loads alike from its folder"):
         mi.verify(mi.MIModel.from_pretrained("tiny:llama"))
     with pytest.raises(mi.ModelError, match="float32"):
         mi.verify(mi.MIModel.from_pretrained(folder, dtype=torch.bfloat16))

@@ -124,8 +124,7 @@ def test_wrong_requests_say_what_is_right():
 def test_without_its_induction_heads_the_demo_model_cannot_copy():
     model = mi.MIModel.from_pretrained("demo", device="cpu")
     found = find_heads(model, kind="induction")
-    strong = [(layer, head) for layer, head, score in found.best(20) if score > 0.5]
-    assert 2 <= len(strong) <= 12
+    strong = [(layer, head) for layer, head, _ in found.best(5)]
     tokens, start = repeated(model, 12, 12, seed=5)
     answers = [int(row[start + 10]) for row in tokens]
     prompts = [row[: start + 12 + 10] for row in tokens]
@@ -138,12 +137,13 @@ def test_without_its_induction_heads_the_demo_model_cannot_copy():
         if max(found.scores[layer, head], previous[layer, head]) < 0.3
     ]
     dice = random.Random(0)
-    groups = {f"random {i}": dice.sample(others, len(strong)) for i in range(6)}
+    groups = {f"random {i}": dice.sample(others, len(strong)) for i in range(9)}
     grid = ablate_together(
         model, prompts, {"induction": strong, **groups}, metric=mi.prob(answers), method="mean"
     )
-    broken, *spared = grid.values.tolist()
-    assert grid.baseline > 0.5
-    assert sorted(spared)[len(spared) // 2] > 0.8 * grid.baseline
-    assert min(spared) > 0.5 * grid.baseline
-    assert broken < 0.05
+    spared = grid.values[1:].tolist()
+    assert grid.baseline > 0.9
+    assert float(grid.values[0]) < 0.05
+    # one head of layer 0 is needed for everything, and chance may hit it
+    assert sorted(spared)[len(spared) // 2] > 0.8
+    assert sum(score > 0.5 for score in spared) >= 7

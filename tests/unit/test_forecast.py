@@ -5,10 +5,11 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import torch_mi as mi
@@ -30,6 +31,11 @@ DEMO = Path(loading.__file__).parent / "demo"
 
 def everything(model: MIModel) -> HookSpec:
     return HookSpec().capture(*(p for p in HookPoint if p in model.backend.hook_points))
+
+
+def free(count: int | None) -> Callable[[object], int | None]:
+    """A machine on which so much is free."""
+    return lambda _device: count
 
 
 def bytes_of(cache: HookCache) -> int:
@@ -89,7 +95,7 @@ def peak(run: Callable[[], HookCache]) -> int:
     return most
 
 
-RUNS = {
+RUNS: dict[str, tuple[HookSpec, dict[str, Any]]] = {
     "plain": (HookSpec(), {}),
     "explicit": (HookSpec(), {"attention": "explicit"}),
     "patterns": (HookSpec().capture(HookPoint.AttnPattern), {}),
@@ -163,7 +169,7 @@ def test_edits_are_counted_and_code_is_not_run():
     tokens = testing.random_tokens(model)
     at = HookPoint.ResidPre
 
-    def never(_x: torch.Tensor, _hook: object) -> torch.Tensor:
+    def never(_x: Tensor, _hook: object) -> Tensor:
         raise AssertionError("it ran")
 
     captured = HookSpec().capture(at).capture(at, when="before")
@@ -199,8 +205,8 @@ def test_what_a_run_refuses_an_estimate_refuses():
 class Looks(Transformer):
     """A backend whose arithmetic depends on its numbers."""
 
-    def embed(self, *args: Any) -> torch.Tensor:
-        x = super().embed(*args)
+    def embed(self, tokens: Tensor, shared: Any, tap: Any) -> Tensor:
+        x = super().embed(tokens, shared, tap)
         return x if x.sum().item() > 0 else -x
 
 
@@ -215,7 +221,7 @@ def test_a_warning_says_how_much_and_what_to_do(monkeypatch: pytest.MonkeyPatch)
     said = HookSpec().capture(HookPoint.AttnPattern).estimate(model, [1, 2, 3])
     assert said.fits
     assert not said.warning
-    monkeypatch.setattr(rehearsal, "available_bytes", lambda _: 1024)
+    monkeypatch.setattr(rehearsal, "available_bytes", free(1024))
     said = HookSpec().estimate(model, [[1] * 60] * 9)
     assert not said.fits
     assert said.warning == (
@@ -223,7 +229,7 @@ def test_a_warning_says_how_much_and_what_to_do(monkeypatch: pytest.MonkeyPatch)
         f"and 1.0 KB are free ({memory.human_bytes(said.total - 1024)} short); use fewer tokens at "
         "a time, capture less, or load in bfloat16"
     )
-    monkeypatch.setattr(rehearsal, "available_bytes", lambda _: None)
+    monkeypatch.setattr(rehearsal, "available_bytes", free(None))
     said = HookSpec().estimate(model, [1])
     assert said.fits
     assert not said.warning
@@ -234,15 +240,20 @@ def test_what_clearly_fits_is_not_looked_at_closely(monkeypatch: pytest.MonkeyPa
     spec = HookSpec().capture(HookPoint.ResidPost)
     looked = list[object]()
     real = rehearsal.Rehearsal
-    monkeypatch.setattr(rehearsal, "Rehearsal", lambda m: looked.append(m) or real(m))
+
+    def look(subject: MIModel) -> rehearsal.Rehearsal:
+        looked.append(subject)
+        return real(subject)
+
+    monkeypatch.setattr(rehearsal, "Rehearsal", look)
     assert not shortage(model, [1, 2, 3], spec)
     assert not looked
     for module in (forecasting, rehearsal):
-        monkeypatch.setattr(module, "available_bytes", lambda _: 3 * MB)
+        monkeypatch.setattr(module, "available_bytes", free(3 * MB))
     assert not shortage(model, [[1] * 60] * 4, spec)
     assert looked
     for module in (forecasting, rehearsal):
-        monkeypatch.setattr(module, "available_bytes", lambda _: 10_000)
+        monkeypatch.setattr(module, "available_bytes", free(10_000))
     assert "short" in shortage(model, [[1] * 60] * 4, spec, keep=True)
 
 
@@ -275,7 +286,7 @@ def test_a_footprint_is_all_parameters(family: str):
 
 def test_dtypes_are_told_apart():
     model = testing.tiny("llama")
-    model.backend.norm.to(torch.float64)
+    cast("Any", model.backend).norm.to(torch.float64)
     assert model.memory_footprint().by("dtype")["float64"] == 24 * 8
 
 
@@ -293,7 +304,7 @@ def test_a_forecast_is_what_loading_takes_and_needs_no_weights(tmp_path: Path):
 
 
 def test_a_forecast_of_what_does_not_fit(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(forecasting, "available_bytes", lambda _: MB)
+    monkeypatch.setattr(forecasting, "available_bytes", free(MB))
     said = mi.forecast("demo", device="cpu")
     assert not said.fits
     assert "1.0 MB free on cpu: 3.8 MB short" in repr(said)

@@ -237,15 +237,19 @@ class Nvml:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine whose torch tells of one GPU."""
-    cuda = {
-        "device_count": lambda: 1,
-        "mem_get_info": lambda _: (60 * MB, 100 * MB),
-        "get_device_properties": lambda _: Card("card", "ab-cd"),
-        "memory_allocated": lambda _: 10 * MB,
-        "max_memory_allocated": lambda _: 20 * MB,
+    cuda: dict[str, object] = {
+        "mem_get_info": (60 * MB, 100 * MB),
+        "get_device_properties": Card("card", "ab-cd"),
+        "memory_allocated": 10 * MB,
+        "max_memory_allocated": 20 * MB,
     }
     for name, value in cuda.items():
-        monkeypatch.setattr(torch.cuda, name, value)
+
+        def tell(_device: object, said: object = value) -> object:
+            return said
+
+        monkeypatch.setattr(torch.cuda, name, tell)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setitem(sys.modules, "pynvml", None)
     return monkeypatch
 

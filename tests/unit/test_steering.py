@@ -129,7 +129,8 @@ SPECS = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steered_runs_have_the_pattern_that_the_formulas_give(family: str):
-    model, text = tiny(family, changes={"sliding_window": None}), "abcdefg"
+    wide = {"sliding_window": 64} if family in ("gemma2", "mistral") else {}
+    model, text = tiny(family, changes=wide), "abcdefg"
     point = mi.HookPoint.AttnPattern(1)
     plain = model.forward(text, mi.HookSpec().capture(point))[point]
     for spec in SPECS:
@@ -233,7 +234,8 @@ def test_curves_are_read_between_their_points():
         curve = curve.add_point(*point)
     assert curve.scale_for_target(0.075) == pytest.approx(3.0)
     assert curve.scale_for_target(0.2) is None
-    assert DoseResponseCurve("s", "c", 0, 0.1).add_point(1, 0.1, 0).scale_for_target(0.1) is None
+    alone = DoseResponseCurve("s", "c", 0, 0.1).add_point(1.0, 0.1, 0.0)
+    assert alone.scale_for_target(0.1) is None
 
 
 def test_every_dose_is_a_whole_run():
@@ -261,8 +263,8 @@ def test_every_dose_is_a_whole_run():
 def test_the_demo_model_responds_to_the_dose(tmp_path):  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
     model = mi.MIModel.from_pretrained("demo", device="cpu")
     text = "The capital of France is"
-    edges = EdgeSpec().layer(4).edge(-1, model.to_str_tokens(text).index(" France"))
-    doses = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
+    edges = EdgeSpec().layer(0).edge(-1, model.to_str_tokens(text).index(" France"))
+    doses = (1.0, 0.5, 0.1, 0.01, 0.001)
     curve = dose_response(model, text, edges, doses=doses)
     levels = [p.attention_level for p in curve.points]
     moved = [p.kl_divergence for p in curve.points]

@@ -15,27 +15,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from torch_mi.cache import HookCache
+from torch_mi.analysis.terms import Stream, Term, run_for
 from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
 from torch_mi.prompts import Prompt
-from torch_mi.results import Result, data_frame, pieces_of, position_in, text_of
+from torch_mi.results import Result, data_frame, floats, pieces_of, position_in, text_of
 
 FORM = "torch-mi attribution 1"
-POINTS = (
-    HookPoint.Embed,
-    HookPoint.PosEmbed,
-    HookPoint.AttnResult,
-    HookPoint.Ln1PostScale,
-    HookPoint.MlpOut,
-    HookPoint.FinalScale,
-    HookPoint.FinalNorm,
-)
-
-
+HEADS = frozenset({"heads"})
 KINDS = (
     "embedding",
     "positions",
@@ -138,11 +128,10 @@ def attribute(
     if len(batch.tokens) != 1:
         raise ModelError(f"attribute takes one prompt, got {len(batch.tokens)}")
     place = position_in(batch.shape[1], position)
-    spec = HookSpec().capture(*(p for p in POINTS if p in model.backend.hook_points))
-    cache = model.forward(batch.tokens, spec.capture(HookPoint.ResidPre(0)))
+    cache = run_for(model, batch.tokens, HEADS, final_points(model))
     wanted = model.token_id(target, output=True)
     other = None if versus is None else model.token_id(versus, output=True)
-    direction = _Direction.of(model, wanted, other)
+    direction = Direction.of(model, wanted, other)
     ids = batch.rows()[0]
     return Attribution(
         model_id=model.origin.model_id,
@@ -150,7 +139,7 @@ def attribute(
         position=place,
         target=pieces_of(model, [wanted], output=True)[0],
         versus=None if other is None else pieces_of(model, [other], output=True)[0],
-        shares=tuple(_shares(_Run(model, cache, place), direction)),
+        shares=tuple(_shares(Stream(model, cache, (place,), HEADS), direction)),
         logit=float(cache[HookPoint.FinalNorm][0, place].double() @ direction.vector)
         + direction.bias,
         manifest=cache.manifest,
@@ -158,14 +147,14 @@ def attribute(
 
 
 @dataclass(frozen=True)
-class _Direction:
+class Direction:
     """What the unembedding reads off a normed vector: vector · x + bias."""
 
     vector: Tensor
     bias: float
 
     @staticmethod
-    def of(model: MIModel, wanted: int, other: int | None) -> "_Direction":
+    def of(model: MIModel, wanted: int, other: int | None) -> "Direction":
         """The direction of a logit, or of its lead over another."""
         scale, biases = model.backend.logit_scale, model.backend.unembedding_bias
         vector = model.unembedding_vector(wanted).double()
@@ -173,69 +162,45 @@ class _Direction:
         if other is not None:
             vector = vector - model.unembedding_vector(other).double()
             bias -= 0.0 if biases is None else float(biases[other].detach())
-        return _Direction(vector * scale, bias * scale)
+        return Direction(vector * scale, bias * scale)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run at one position, in double precision."""
-
-    model: MIModel
-    cache: HookCache
-    place: int
-
-    def at(self, where: str) -> Tensor:
-        return self.cache[where][0, self.place].double()
-
-    def heads(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        """What heads [head d_model] and biases [d_model] add to the residual stream."""
-        written = self.model.backend.attention_written(layer)
-        heads, bias = self.at(HookPoint.AttnResult(layer)), written.bias
-        bias = None if bias is None else bias.double()
-        if written.norm is not None:
-            scale = self.at(HookPoint.Ln1PostScale(layer))
-            heads = written.norm.linear(heads, scale)
-            bias = None if bias is None else written.norm.linear(bias, scale)
-            after = written.norm.bias
-            if after is not None:
-                bias = after.double() if bias is None else bias + after.double()
-        return heads * written.scale, None if bias is None else bias * written.scale
+def final_points(model: MIModel) -> HookSpec:
+    """What a run must capture for its logits to be taken apart."""
+    points = (HookPoint.FinalScale, HookPoint.FinalNorm)
+    return HookSpec().capture(*(p for p in points if p in model.backend.hook_points))
 
 
-def _shares(run: _Run, direction: _Direction) -> Iterator[Share]:
-    """Every term of the last residual stream, measured along a direction."""
-    norm, biases = run.model.backend.final_norm, run.model.backend.unembedding_bias
-    for name, kind, layer, head, term in _terms(run):
-        after = term if norm is None else norm.linear(term, run.at(HookPoint.FinalScale))
-        yield Share(name, kind, layer, head, float(after @ direction.vector))
+def measured(stream: Stream, direction: Direction) -> Iterator[tuple[tuple[Term, ...], Tensor]]:
+    """Every term of the last residual stream, and its share [term pos] of the logit."""
+    backend = stream.model.backend
+    norm, biases, vector = backend.final_norm, backend.unembedding_bias, direction.vector
+    for block in stream.blocks(stream.model.num_layers):
+        yield block.terms, block.along(through(norm, vector)) / _denominator(stream)
+    everywhere = vector.new_ones(1, len(stream.places))
     if norm is not None and norm.bias is not None:
-        value = float(norm.bias.double() @ direction.vector)
-        yield Share("final bias", "final bias", None, None, value)
+        share = norm.bias.double() @ vector
+        yield (Term("final bias", "final bias"),), share * everywhere
     if biases is not None:
-        yield Share("unembedding bias", "unembedding bias", None, None, direction.bias)
+        share = direction.bias
+        yield (Term("unembedding bias", "unembedding bias"),), share * everywhere
 
 
-def _terms(run: _Run) -> Iterator[tuple[str, str, int | None, int | None, Tensor]]:
-    """What the residual stream is a sum of: name, kind, layer, head, vector [d_model]."""
-    for kind, term in _beginning(run):
-        yield kind, kind, None, None, term
-    for layer in range(run.model.num_layers):
-        heads, bias = run.heads(layer)
-        for head, term in enumerate(heads):
-            yield f"L{layer}H{head}", "head", layer, head, term
-        if bias is not None:
-            yield f"L{layer} attention bias", "attention bias", layer, None, bias
-        if HookPoint.MlpOut in run.model.backend.layer_points(layer):
-            yield f"L{layer} MLP", "mlp", layer, None, run.at(HookPoint.MlpOut(layer))
+def through(norm: HeldNorm | None, direction: Tensor) -> Tensor:
+    """The direction [d_model] before a norm, its denominator aside, that it turns into this one."""
+    if norm is None:
+        return direction
+    before = direction * norm.gain.double()
+    return before - before.mean() if norm.centred else before
 
 
-def _beginning(run: _Run) -> Iterator[tuple[str, Tensor]]:
-    """The terms that the residual stream begins with."""
-    whole, tokens = run.cache[HookPoint.ResidPre(0)], run.cache[HookPoint.Embed]
-    positions = run.cache.get(HookPoint.PosEmbed)
-    if not torch.equal(whole, tokens if positions is None else tokens + positions):
-        yield "embedding", run.at(HookPoint.ResidPre(0))
-        return
-    yield "embedding", run.at(HookPoint.Embed)
-    if positions is not None:
-        yield "positions", run.at(HookPoint.PosEmbed)
+def _denominator(stream: Stream) -> Tensor | float:
+    """The final norm's denominator [pos]."""
+    return 1.0 if stream.model.backend.final_norm is None else stream.at(HookPoint.FinalScale)[:, 0]
+
+
+def _shares(stream: Stream, direction: Direction) -> Iterator[Share]:
+    """The shares at one position."""
+    for terms, values in measured(stream, direction):
+        for term, value in zip(terms, floats(values[:, 0]), strict=True):
+            yield Share(term.name, term.kind, term.layer, term.index, value)

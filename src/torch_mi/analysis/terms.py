@@ -7,7 +7,6 @@ that follows is linear and each term has its own share of what is written.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from torch_mi.hooks.interventions import Replace
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
+from torch_mi.prompts import Prompt
 
 P = HookPoint
-Split = Literal["heads", "neurons", "experts"]
 SPLITS: dict[str, tuple[HookPoint, ...]] = {
     "heads": (P.AttnResult,),
     "neurons": (P.MlpPost, P.Ln2PostScale),
@@ -138,12 +137,18 @@ class Stream:
 
     def _neurons(self, layer: int) -> Iterator[Block]:
         """What each neuron adds, and what is added beside them."""
-        width = self.model.backend.sizes["d_mlp"]
-        names = [Term(f"L{layer}N{i}", "neuron", layer, i) for i in range(width)]
-        weights, bias = carried(self.model, layer, P.MlpPost, torch.eye(width))
-        times = self.at(P.MlpPost(layer)).T / self._held(layer)
-        yield Block(tuple(names), weights[:, None], times)
-        yield from self._rest(layer, times.new_zeros(len(self.places), 1) + bias)
+        posts = self.at(P.MlpPost(layer)).T
+        names = [Term(f"L{layer}N{i}", "neuron", layer, i) for i in range(len(posts))]
+        one, held = posts.new_ones(1), self._held(layer)
+        weights = torch.cat(
+            [
+                carried(self.model, layer, P.MlpPost, rows, one.expand(len(rows)))
+                for rows in torch.split(torch.eye(len(posts), device=posts.device), ROWS)
+            ]
+        )
+        none = carried(self.model, layer, P.MlpPost, torch.zeros_like(posts[:, :1]).T, one)
+        yield Block(tuple(names), (weights - none)[:, None], posts / held)
+        yield from self._rest(layer, P.MlpPost, len(posts))
 
     def _experts(self, layer: int) -> Iterator[Block]:
         """What each expert adds, and the one that every token goes to."""
@@ -152,35 +157,67 @@ class Stream:
         if P.SharedExpertOut in self.model.backend.layer_points(layer):
             made = torch.cat([made, self.at(P.SharedExpertOut(layer))[None]])
             names.append(Term(f"L{layer} shared expert", "shared expert", layer))
-        flat, bias = carried(self.model, layer, P.MlpRawOut, made.flatten(0, 1))
-        yield Block(tuple(names), flat.view_as(made) / self._held(layer)[:, None])
-        yield from self._rest(layer, made.new_zeros(len(self.places), 1) + bias)
+        if P.Ln2PostScale in self.model.backend.layer_points(layer):
+            held = self._held(layer).expand(len(made), -1).flatten()
+            rows = made.flatten(0, 1)
+            full = carried(self.model, layer, P.MlpRawOut, rows, held)
+            none = carried(self.model, layer, P.MlpRawOut, torch.zeros_like(rows), held)
+            made = (full - none).view_as(made)
+        yield Block(tuple(names), made)
+        yield from self._rest(layer, P.MlpRawOut, made.shape[-1])
 
     def _held(self, layer: int) -> Tensor:
         """The denominator [pos] of the norm on the MLP's output; one where there is none."""
         if P.Ln2PostScale in self.model.backend.layer_points(layer):
             return self.at(P.Ln2PostScale(layer))[:, 0]
-        return torch.ones((), dtype=torch.float64, device=self.model.device).expand(
-            len(self.places)
-        )
+        return self.at(P.MlpOut(layer))[:, 0].new_ones(len(self.places))
 
-    def _rest(self, layer: int, parts: Tensor) -> Iterator[Block]:
-        """What an MLP adds beside its parts: its bias, and that of a norm after it."""
-        yield _one(Term(f"L{layer} MLP bias", "mlp bias", layer), parts)
+    def _rest(self, layer: int, point: HookPoint, width: int) -> Iterator[Block]:
+        """What an MLP adds without its parts: its bias, and that of a norm after it."""
+        held = self._held(layer)
+        rest = carried(self.model, layer, point, held.new_zeros(len(held), width), held)
+        if bool(rest.any()):
+            yield _one(Term(f"L{layer} MLP bias", "mlp bias", layer), rest)
 
 
 def _one(term: Term, vectors: Tensor) -> Block:
     return Block((term,), vectors[None])
 
 
-def carried(model: MIModel, layer: int, point: HookPoint, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """What an MLP adds to the stream for each of `rows` at `point`, and what it adds for none.
+def carried(model: MIModel, layer: int, point: HookPoint, rows: Tensor, held: Tensor) -> Tensor:
+    """What an MLP adds to the stream [row d_model] for each of `rows` [row width] at `point`.
 
-    Found by running the layer with each row in its place, so that it holds for any architecture in
-    which what follows `point` is linear. The denominator of a norm after the MLP is one.
+    Found by running the layer with the rows in place, on texts of one token, so that it holds for
+    any architecture. The denominator of a norm after the MLP is `held` [row].
     """
-    parts = [rows[:0], *torch.split(rows, ROWS)]
-    nothing = torch.zeros_like(rows[:1])
-    made = [_carried(model, layer, point, torch.cat([nothing, part])) for part in parts]
-    bias = made[0][0]
-    return torch.cat([part[1:] - bias for part in made]), bias
+    blank = Residual(layer, rows.new_zeros(len(rows), 1, model.hidden_size))
+    spec = HookSpec().capture(P.MlpOut(layer))
+    spec.intervene(point(layer), Replace(rows[:, None].to(model.dtype)))
+    if P.Ln2PostScale in model.backend.layer_points(layer):
+        spec.intervene(P.Ln2PostScale(layer), Replace(held[:, None, None].float()))
+    return model.forward(blank, spec, stop=layer + 1)[P.MlpOut(layer)][:, 0].double()
+
+
+def check_split(model: MIModel, split: str | Collection[str]) -> frozenset[str]:
+    """What is to be taken apart; an error where there is no such thing."""
+    wanted = frozenset([split] if isinstance(split, str) else split)
+    for name in sorted(wanted):
+        if name not in SPLITS:
+            known = ", ".join(map(repr, SPLITS))
+            raise ModelError(
+                f"split={name!r} is not one of {known}{did_you_mean(name, SPLITS)}"
+            )
+        if SPLITS[name][0] not in model.backend.hook_points:
+            raise ModelError(f"split={name!r}: this model has no {name}, for no layer has {SPLITS[name][0]}")
+    return wanted
+
+
+def run_for(model: MIModel, prompt: Prompt, split: frozenset[str], more: HookSpec) -> HookCache:
+    """A run of one prompt that has captured what its terms are read from."""
+    batch = model.read_prompt(prompt)
+    if len(batch.tokens) != 1:
+        raise ModelError(f"one prompt at a time, got {len(batch.tokens)}")
+    offered = model.backend.hook_points
+    points = [*ALWAYS, *(point for name in sorted(split) for point in SPLITS[name])]
+    spec = HookSpec().capture(P.ResidPre(0), *(p for p in points if p in offered))
+    return model.forward(batch.tokens, spec | more)

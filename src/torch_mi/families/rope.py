@@ -164,6 +164,8 @@ class RopeRule:
                 f"{r.name}: rotary embedding of type {kind!r} is not modelled; "
                 f"known are {', '.join(self.kinds)}{did_you_mean(kind, self.kinds)}"
             )
+        if self.kinds[kind] is not plain and lengths.context <= 1:
+            raise ConfigError(f"{r.name}: a context of {lengths.context} cannot be extended")
         scaling = self.kinds[kind](r, lengths)
         r.refuse_unread(INERT, f"rotary embedding of type {kind!r}")
         return Rope(theta, dim, scaling, self.interleaved)
@@ -179,8 +181,6 @@ class RopeRule:
             )
         said = (top, self.context, nested, longest)
         context = next(each for each in said if each is not None)
-        if context <= 1:
-            raise ConfigError(f"{r.name}: {key} = {context} is no context to extend")
         return context
 
 
