@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -177,7 +177,7 @@ class MemorySnapshot:
             return cls(ram)
         try:
             free, total = torch.cuda.mem_get_info(device)
-            card: Any = torch.cuda.get_device_properties(device)  # pyright: ignore[reportUnknownMemberType] - torch's stub
+            card = cast("Any", torch.cuda.get_device_properties(device))  # pyright: ignore[reportUnknownMemberType] - torch's stub
             tensors = torch.cuda.memory_allocated(device)
             peak = torch.cuda.max_memory_allocated(device)
         except RuntimeError:  # a GPU that is lost, or another's alone
@@ -199,7 +199,7 @@ def _nvml_bytes(uuid: str, total: int) -> int | None:
         import pynvml  # noqa: PLC0415 - optional # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
-    nvml: Any = pynvml  # pyright: ignore[reportUnknownVariableType] - optional
+    nvml: Any = pynvml
     try:
         nvml.nvmlInit()
         card = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")

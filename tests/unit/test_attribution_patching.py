@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Attribution patching against its definition, and against patching itself."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from torch_mi.analysis.attribution_patching import (
     ranks,
 )
 from torch_mi.analysis.patching import POINTS, patch
+from torch_mi.cli import main as door
 from torch_mi.testing import tiny
 
 P = mi.HookPoint
@@ -177,6 +181,23 @@ def test_comparisons_are_saved_whole_and_shown(tmp_path) -> None:  # pyright: ig
     assert (same.spearman, same.overlap()) == (pytest.approx(1), 1.0)
     flat = compare(true.normalized(), true)
     assert flat.pearson == pytest.approx(-1, abs=1e-4), "the clean prompt scores lower here"
+
+
+def test_the_verb_estimates_when_asked_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, page = tmp_path / "grid.json", tmp_path / "page.html"
+    words = ["patch", CLEAN, CORRUPTED, "-m", "tiny:llama", "--at", "z", "--method", "gradient"]
+    words += ["--target", "q", "--other", "z", "--json", str(file), "--html", str(page)]
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["torch-mi", *words])
+    with pytest.raises(SystemExit) as ended:
+        door.main()
+    assert not ended.value.code
+    assert "estimated" in capsys.readouterr().out
+    expected = attribution_patch(tiny("llama"), CLEAN, CORRUPTED, at="z", metric=METRIC)
+    assert torch.allclose(mi.Grid.load(file).values, expected.values, atol=1e-6)
+    assert "Estimated for all activations at once" in page.read_text()
 
 
 def test_wrong_requests_say_what_is_right() -> None:

@@ -129,7 +129,7 @@ SPECS = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steered_runs_have_the_pattern_that_the_formulas_give(family: str):
-    wide = {"sliding_window": 64} if family in ("gemma2", "mistral") else {}
+    wide = {"sliding_window": 64} if family in ("gemma2", "mistral", "phi3") else {}
     model, text = tiny(family, changes=wide), "abcdefg"
     point = mi.HookPoint.AttnPattern(1)
     plain = model.forward(text, mi.HookSpec().capture(point))[point]

@@ -175,8 +175,10 @@ def measured(stream: Stream, direction: Direction) -> Iterator[tuple[tuple[Term,
     """Every term of the last residual stream, and its share [term pos] of the logit."""
     backend = stream.model.backend
     norm, biases, vector = backend.final_norm, backend.unembedding_bias, direction.vector
+    before = before_norm(stream.model, vector)
+    held = 1.0 if norm is None else stream.at(HookPoint.FinalScale)[:, 0]
     for block in stream.blocks(stream.model.num_layers):
-        yield block.terms, block.along(through(norm, vector)) / _denominator(stream)
+        yield block.terms, block.along(before) / held
     everywhere = vector.new_ones(1, len(stream.places))
     if norm is not None and norm.bias is not None:
         share = norm.bias.double() @ vector
@@ -186,17 +188,13 @@ def measured(stream: Stream, direction: Direction) -> Iterator[tuple[tuple[Term,
         yield (Term("unembedding bias", "unembedding bias"),), share * everywhere
 
 
-def through(norm: HeldNorm | None, direction: Tensor) -> Tensor:
-    """The direction [d_model] before a norm, its denominator aside, that it turns into this one."""
+def before_norm(model: MIModel, direction: Tensor) -> Tensor:
+    """What `direction` [d_model] after the final norm is before it, but for the denominator."""
+    norm = model.backend.final_norm
     if norm is None:
         return direction
-    before = direction * norm.gain.double()
+    before = direction * norm.gain.to(direction)
     return before - before.mean() if norm.centred else before
-
-
-def _denominator(stream: Stream) -> Tensor | float:
-    """The final norm's denominator [pos]."""
-    return 1.0 if stream.model.backend.final_norm is None else stream.at(HookPoint.FinalScale)[:, 0]
 
 
 def _shares(stream: Stream, direction: Direction) -> Iterator[Share]:

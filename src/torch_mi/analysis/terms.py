@@ -204,11 +204,11 @@ def check_split(model: MIModel, split: str | Collection[str]) -> frozenset[str]:
     for name in sorted(wanted):
         if name not in SPLITS:
             known = ", ".join(map(repr, SPLITS))
-            raise ModelError(
-                f"split={name!r} is not one of {known}{did_you_mean(name, SPLITS)}"
-            )
+            raise ModelError(f"split={name!r} is not one of {known}{did_you_mean(name, SPLITS)}")
         if SPLITS[name][0] not in model.backend.hook_points:
-            raise ModelError(f"split={name!r}: this model has no {name}, for no layer has {SPLITS[name][0]}")
+            raise ModelError(
+                f"split={name!r}: this model has no {name}, for no layer has {SPLITS[name][0]}"
+            )
     return wanted
 
 

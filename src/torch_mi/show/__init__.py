@@ -13,8 +13,10 @@ from torch_mi.show import (
     listings,
     memory,
     pages,
+    residuals,
     sweeps,
     tour,
+    tracing,
 )
 from torch_mi.show.notebook import html
 from torch_mi.show.plots import attention, plot
@@ -29,8 +31,10 @@ WHERE_MORE_IS_DRAWN = (
     listings,
     memory,
     pages,
+    residuals,
     sweeps,
     tour,
+    tracing,
 )
 """Modules that teach `table`, `plot` and `html` more kinds of result."""
 
