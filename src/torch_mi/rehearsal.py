@@ -119,7 +119,7 @@ def without_data(backend: MIBackend) -> tuple[MIBackend, list[Tensor]]:
 class Doors(Trace):
     """Another trace, with a look at the ledger wherever a layer begins."""
 
-    def __init__(self, trace: Trace, ledger: Ledger, *, always: bool) -> None:  # pyright: ignore[reportMissingSuperCall] - its own parts are the other's
+    def __init__(self, trace: Trace, ledger: Ledger, *, always: bool) -> None:
         """`always` says that attention is explicit in every layer."""
         self.trace, self.ledger, self.always = trace, ledger, always
         self.attention = 0

@@ -81,10 +81,10 @@ def folder(tmp_path: Path, theirs: Any) -> Path:
     return tmp_path
 
 
-def follow(**given: object) -> dict[str, Any]:
-    """Every step of the page, in order, as a reader would run them."""
+def follow(steps: int = len(STEPS), **given: object) -> dict[str, Any]:
+    """The steps of the page, in order, as a reader would run them."""
     space: dict[str, Any] = {"__name__": "page", **given}
-    for step in STEPS:
+    for step in STEPS[:steps]:
         exec(compile(step, str(PAGE), "exec"), space)  # what the page says
     return space
 
@@ -110,7 +110,7 @@ def test_a_family_added_by_the_page_computes_what_transformers_does(
 
 
 def test_what_the_config_says_is_used_and_the_rest_refused(folder: Path) -> None:
-    follow(folder=folder, tokens=[[1, 2]])
+    follow(steps=2)
     config = {**CONFIG, "residual_factor": 0.25}
     (folder / "config.json").write_text(json.dumps(config))
     assert MIModel.from_pretrained(folder).config.residual_scale == 0.25
@@ -123,8 +123,7 @@ def test_what_the_config_says_is_used_and_the_rest_refused(folder: Path) -> None
 
 
 def test_the_tiny_model_is_of_the_new_family() -> None:
-    space: dict[str, Any] = {"__name__": "page"}
-    exec(compile(STEPS[0] + STEPS[1], str(PAGE), "exec"), space)
+    follow(steps=2)
     model = testing.tiny("acorn")
     assert model.config.residual_scale == 0.5
     assert model.origin.family == "acorn"

@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Which heads do what: previous-token, duplicate-token and induction heads.
+"""Which heads do what: previous-token, duplicate-token, induction and copying heads.
 
-A random sequence is shown twice. A head is scored by the attention that its queries in the second
-showing pay, on average, to the one key that its kind would look at (Olsson et al. 2022).
+The first three are known by where they look. A random sequence is shown twice, and a head is scored
+by the attention that its queries in the second showing pay, on average, to the one key that its
+kind would look at (Olsson et al. 2022, "In-context Learning and Induction Heads", §"prefix
+matching"; duplicate-token heads as in Wang et al. 2022, "Interpretability in the Wild").
+
+A copying head is known by what it writes. Of the same random tokens, the score is how many are
+among the `TOP` tokens that the head raises most when it attends to that token alone, as embedded
+(the copy score of Wang et al. 2022, §3.3, over all tokens in place of names). That reads the head's
+OV circuit, through its norms with their denominators held, and needs no layer before it; a head
+that copies what an earlier layer made of a token scores low.
 """
 
 from dataclasses import dataclass
@@ -11,12 +19,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from torch_mi.errors import ModelError
+from torch_mi.cache import Residual
+from torch_mi.errors import ModelError, did_you_mean
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
-from torch_mi.results import Result, data_frame, floats
+from torch_mi.results import Result, data_frame, floats, predicts_tokens
 
 FORM = "torch-mi heads 1"
 LOOKS_BACK: dict[str, str] = {
@@ -25,11 +34,18 @@ LOOKS_BACK: dict[str, str] = {
     "duplicate_token": "the same token the first time",
 }
 """What each kind of head looks at."""
+TOP = 5
+"""A copied token is among so many."""
+SCORES: dict[str, str] = {
+    **{kind: f"mean attention to {what}" for kind, what in LOOKS_BACK.items()},
+    "copying": f"tokens that are among the {TOP} raised most by attention to them alone",
+}
+"""What each kind of head is scored by."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadScores(Result):
-    """The mean attention that each head [layer, head] pays to what its kind looks at."""
+    """How much each head [layer, head] is of a kind, as `SCORES` says."""
 
     form = FORM
 
@@ -38,7 +54,7 @@ class HeadScores(Result):
     scores: Tensor
     """Between 0 and 1."""
     chance: float
-    """What a head gets that attends evenly to everything it may see."""
+    """What a head gets that attends evenly to everything it may see, or writes at random."""
     length: int
     repeats: int
     seed: int
@@ -96,33 +112,79 @@ def find_heads(
     repeats: int = 8,
     seed: int = 0,
 ) -> HeadScores:
-    """Score every head as an "induction", "previous_token" or "duplicate_token" head.
+    """Score every head as an "induction", "previous_token", "duplicate_token" or "copying" head.
 
     On `repeats` sequences of `length` distinct random tokens, each shown twice; the BOS token
     stands in front if the tokenizer adds one.
     """
-    if kind not in LOOKS_BACK:
-        raise ModelError(f"kind={kind!r} is not one of {', '.join(LOOKS_BACK)}")
+    if kind not in SCORES:
+        raise ModelError(
+            f"kind={kind!r} is not one of {', '.join(SCORES)}{did_you_mean(kind, SCORES)}"
+        )
     if length < 2 or repeats < 1:  # noqa: PLR2004 - a sequence of one has no next token
         raise ModelError(f"length={length} needs to be at least 2, repeats={repeats} at least 1")
     tokens, start = repeated(model, length, repeats, seed)
+    if kind == "copying":
+        scores, manifest = _copying(model, tokens[:, start : start + length].unique())
+        chance = TOP / model.vocab_size
+    else:
+        back = {"induction": length - 1, "previous_token": 1, "duplicate_token": length}[kind]
+        query = torch.arange(start + length, start + 2 * length - 1, device=model.device)
+        scores, manifest = _looking(model, tokens, query, back)
+        causal = model.backend.causal
+        chance = float((1 / (query + 1)).mean()) if causal else 1 / tokens.shape[1]
+    return HeadScores(
+        kind=kind,
+        model_id=model.origin.model_id,
+        scores=scores.float().cpu(),
+        chance=chance,
+        length=length,
+        repeats=repeats,
+        seed=seed,
+        manifest=manifest,
+    )
+
+
+def _looking(model: MIModel, tokens: Tensor, query: Tensor, back: int) -> tuple[Tensor, Manifest]:
+    """The mean attention [layer head] that queries pay to what is so far back."""
     cache = model.forward(tokens, HookSpec().capture(HookPoint.AttnPattern))
-    query = torch.arange(start + length, start + 2 * length - 1, device=model.device)
-    back = {"induction": length - 1, "previous_token": 1, "duplicate_token": length}[kind]
     looked = [
         cache[HookPoint.AttnPattern(layer)][:, :, query, query - back].mean((0, 2))
         for layer in range(model.num_layers)
     ]
-    return HeadScores(
-        kind=kind,
-        model_id=model.origin.model_id,
-        scores=torch.stack(looked).float().cpu(),
-        chance=float((1 / (query + 1)).mean()) if model.backend.causal else 1 / tokens.shape[1],
-        length=length,
-        repeats=repeats,
-        seed=seed,
-        manifest=cache.manifest,
+    return torch.stack(looked), cache.manifest
+
+
+def _copying(model: MIModel, tokens: Tensor) -> tuple[Tensor, Manifest]:
+    """How many of these tokens [token] each head [layer head] copies, and the run of the tokens."""
+    if not predicts_tokens(model):
+        raise ModelError("copying is of tokens, and this model's logits do not stand for tokens")
+    points = [HookPoint.ResidPre(0), HookPoint.Embed]
+    points += [HookPoint.PosEmbed] if HookPoint.PosEmbed in model.backend.hook_points else []
+    cache = model.forward(tokens[:, None], HookSpec().capture(*points), stop=1)
+    embedded, positions = cache[HookPoint.Embed], cache.get(HookPoint.PosEmbed)
+    if positions is None or not torch.equal(cache[points[0]], embedded + positions):
+        embedded = cache[points[0]]  # normed: tokens and positions do not come apart
+    rows = [_raised(model, layer, embedded, tokens) for layer in range(model.num_layers)]
+    return torch.stack(rows), cache.manifest
+
+
+def _raised(model: MIModel, layer: int, embedded: Tensor, tokens: Tensor) -> Tensor:
+    """The fraction of tokens [head] that are among the `TOP` that one layer's heads raise most.
+
+    In a text of one token attention is all on that token, whatever the queries and keys.
+    """
+    point, written = HookPoint.AttnResult(layer), model.backend.attention_written(layer)
+    start = Residual(layer, embedded)
+    made = model.forward(start, HookSpec().capture(point), stop=layer + 1)[point][:, 0]
+    one = torch.ones_like(made[..., :1])
+    for norm in (written.norm, model.backend.final_norm):
+        made = made if norm is None else norm.linear(made, one)
+    logits = (
+        made * (written.scale * model.backend.logit_scale) @ model.backend.unembedding.detach().T
     )
+    own = logits.gather(-1, tokens[:, None, None].expand(-1, made.shape[1], 1))
+    return ((logits > own).sum(-1) < TOP).float().mean(0)
 
 
 def repeated(model: MIModel, length: int, repeats: int, seed: int) -> tuple[Tensor, int]:

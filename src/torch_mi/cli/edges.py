@@ -1,80 +1,95 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""`torch-mi edges`."""
+"""The options that name attention edges, layers and heads."""
 
-from enum import StrEnum
-from typing import Annotated
+import re
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from torch_mi.cli import options
-from torch_mi.cli.patch import Clean, Corrupted, Other, Target
-from torch_mi.cli.session import Session
+from torch_mi.errors import InterventionError
 
-SIZES = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+if TYPE_CHECKING:
+    from torch_mi.analysis.edges import AttentionEdge
+    from torch_mi.model import MIModel
+
+Strings = list[str] | None
+Edge = Annotated[
+    Strings,
+    Option(
+        "--edge",
+        metavar="QUERY:KEY",
+        help="From a token to one it looks at; a number (negative from the end) or the token.",
+    ),
+]
+From = Annotated[
+    Strings, Option("--from", metavar="QUERY", help="Everything that this token looks at.")
+]
+To = Annotated[Strings, Option("--to", metavar="KEY", help="Everything that looks at this token.")]
+Layers = Annotated[
+    str | None,
+    Option("--layer", metavar="N[,N|-N]", help="Layers, as 3 or 1,4 or 2-5; all, if none."),
+]
+Heads = Annotated[
+    str | None, Option("--head", metavar="N[,N|-N]", help="Heads, likewise; all, if none.")
+]
+Parts = tuple[
+    "tuple[int, ...] | None", "tuple[int, ...] | None", "tuple[AttentionEdge, ...]"
+]
 
 
-class Slope(StrEnum):
-    """Where gradients are taken."""
+def chosen(
+    model: "MIModel",
+    prompt: str,
+    layers: str | None,
+    heads: str | None,
+    named: tuple[Strings, Strings, Strings],
+) -> "Parts":
+    """The layers, heads and edges that the options name; from the last token, if no edge."""
+    from torch_mi.analysis.edges import AttentionEdge  # noqa: PLC0415 - needs torch
 
-    gradient = "gradient"
-    integrated = "integrated"
+    edges, queries, keys = ([] if some is None else some for some in named)
+    pairs = [_pair(text) for text in edges]
+    pairs += [(query, None) for query in queries] + [(None, key) for key in keys]
+    made = [
+        AttentionEdge(*(None if end is None else position(model, prompt, end) for end in pair))
+        for pair in pairs
+    ]
+    return numbered("layer", layers), numbered("head", heads), tuple(made)
 
 
-def edges(  # noqa: PLR0913 - the options are the interface
-    clean: Clean,
-    corrupted: Corrupted,
-    *,
-    model: options.Model = "demo",
-    size: Annotated[
-        int, Option("--size", metavar="N", min=1, help="Edges of the circuit that is shown.")
-    ] = 20,
-    method: Annotated[
-        Slope,
-        Option(
-            "--method",
-            metavar="METHOD",
-            help="gradient: that of CLEAN; integrated: the mean on the way to CORRUPTED.",
-        ),
-    ] = Slope.integrated,
-    target: Target = None,
-    other: Other = None,
-    json: options.Json = None,
-    html: options.Html = None,
-    device: options.Device = None,
-    dtype: options.DtypeOption = options.Dtype.float32,
-    adapter: options.Adapter = None,
-    seed: options.Seed = None,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
-    """Which part listens to which, and the few edges that carry the answer.
+def _pair(text: str) -> tuple[str, str]:
+    query, colon, key = text.partition(":")
+    if not colon or not query or not key:
+        raise InterventionError(f"--edge {text!r} is not QUERY:KEY, as -1:0 or -1:France")
+    return query, key
 
-    [bold]torch-mi edges "The capital of France is" "The capital of Italy is"[/]
+
+def position(model: "MIModel", prompt: str, place: str) -> int:
+    """A position: a number, or the one token whose text this is."""
+    from torch_mi.hooks.coordinates import Token  # noqa: PLC0415 - needs torch
+    from torch_mi.prompts import spelt  # noqa: PLC0415
+
+    if re.fullmatch(r"-?\d+", place):
+        return int(place)
+    ids = model.read_prompt(prompt).rows()[0]
+    return Token(place).find(spelt(model.tokenizer, ids))
+
+
+def numbered(what: str, text: str | None) -> tuple[int, ...] | None:
+    """Numbers as 3 or 1,4 or 2-5.
+
+    >>> numbered("layer", "1,4-6")
+    (1, 4, 5, 6)
     """
-    session = Session(json, html, quiet=quiet, debug=debug)
-    loaded = session.load(model, device, dtype, seed, adapter)
-    from torch_mi import show  # noqa: PLC0415 - `--help` must not pay for torch
-    from torch_mi.analysis.circuits import faithfulness, greedy_circuit  # noqa: PLC0415
-    from torch_mi.analysis.edge_patching import find_edges  # noqa: PLC0415
-    from torch_mi.hooks.point import HookPoint  # noqa: PLC0415
-    from torch_mi.show.circuits import edges_page  # noqa: PLC0415
-    from torch_mi.sweeps.metrics import logit_diff  # noqa: PLC0415
-
-    session.weigh(loaded, clean, HookPoint.AttnResult, HookPoint.AttnQIn)
-    # without words of the user's, what each of the prompts is answered with
-    said = [loaded.forward(p).output[0, -1].argmax() for p in (clean, corrupted)]
-    metric = logit_diff(target or int(said[0]), other or int(said[1]))
-    with session.busy("scoring edges"):
-        found = find_edges(loaded, clean, corrupted, metric=metric, method=method.value)
-    circuit = greedy_circuit(found, min(size, len(found)))
-    sizes = [*sorted({n for n in (*SIZES, size) if n < len(found)}), len(found)]
-    circuits = {str(n): greedy_circuit(found, n) for n in sizes}
-    with session.busy("running circuits"):
-        scored = faithfulness(loaded, clean, corrupted, circuits, metric=metric)
-    results = (found, circuit, scored)
-    names = ("edges", "circuit", "faithfulness")
-    session.write_json({n: r.to_dict() for n, r in zip(names, results, strict=True)})
-    if html is not None:
-        session.write_page(*edges_page(*results))
-    for result in results:
-        session.print(show.table(result, session.out.width))
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if ends is None:
+            raise InterventionError(f"--{what} {text!r} is not like 3 or 1,4 or 2-5")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last < first:
+            raise InterventionError(f"--{what} {text!r} ends before it begins")
+        found += range(first, last + 1)
+    return tuple(found)

@@ -11,11 +11,12 @@ from torch_mi.cli.session import Session
 
 
 class Kind(StrEnum):
-    """What a head may look for."""
+    """What a head may do."""
 
     induction = "induction"
     previous_token = "previous_token"
     duplicate_token = "duplicate_token"
+    copying = "copying"
 
 
 def heads(  # noqa: PLR0913 - the options are the interface
@@ -23,7 +24,11 @@ def heads(  # noqa: PLR0913 - the options are the interface
     *,
     kind: Annotated[
         Kind,
-        Option("--kind", metavar="KIND", help="induction, previous_token or duplicate_token."),
+        Option(
+            "--kind",
+            metavar="KIND",
+            help="induction, previous_token, duplicate_token or copying.",
+        ),
     ] = Kind.induction,
     json: options.Json = None,
     html: options.Html = None,
@@ -34,7 +39,7 @@ def heads(  # noqa: PLR0913 - the options are the interface
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Which heads look for repeated or previous tokens.
+    """Which heads look for repeated or previous tokens, or copy.
 
     [bold]torch-mi heads demo --kind previous_token[/]
     """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch_mi.analysis.anatomy import Anatomy
 from torch_mi.analysis.attribution import Attribution
-from torch_mi.analysis.heads import LOOKS_BACK, HeadScores
+from torch_mi.analysis.heads import SCORES, HeadScores
 from torch_mi.analysis.lens import LogitLensResult
 from torch_mi.results import format_probability
 from torch_mi.show.heat import Heat
@@ -95,12 +95,9 @@ def heads_page(found: HeadScores) -> Page:
     """The scores of all heads."""
     layer, head, score = found.best(1)[0]
     kind = found.kind.replace("_", "-")
-    lead = (
-        f"Random tokens were shown twice. The score of a {kind} head is how much of its attention, "
-        f"in the second showing, goes to {LOOKS_BACK[found.kind]}."
-    )
+    lead = f"Random tokens were shown twice. What a {kind} head is scored by: {SCORES[found.kind]}."
     words = (
-        f"Highest: head {head} of layer {layer}, {score:.3f}. Even attention would score "
+        f"Highest: head {head} of layer {layer}, {score:.3f}. Chance would score "
         f"{found.chance:.3f}."
     )
     return (

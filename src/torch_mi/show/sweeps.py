@@ -4,7 +4,7 @@
 from typing import TYPE_CHECKING
 
 from torch_mi.analysis.attribution import Attribution, Share
-from torch_mi.analysis.heads import LOOKS_BACK, HeadScores
+from torch_mi.analysis.heads import SCORES, HeadScores
 from torch_mi.errors import MIError
 from torch_mi.results import floats
 from torch_mi.show.heat import ACCENT, Heat, figures, look
@@ -180,9 +180,9 @@ def _heads(result: HeadScores) -> "Figure":
             [f"layer {i}, head {j}: {value:.3f}" for j, value in enumerate(row)]
             for i, row in enumerate(rows)
         ],
-        unit="attention",
+        unit="score",
         column_title="head",
-        title=f"Attention to {LOOKS_BACK[result.kind]}",
+        title=SCORES[result.kind].capitalize(),
         percent=False,
     ).figure()
 
@@ -197,7 +197,7 @@ def _heads_table(result: HeadScores, width: int = WIDTH) -> "RenderableType":  #
     for layer, head, score in result.best(8):
         out.add_row(str(layer), str(head), _score(score, score))
     title = f"{kind} heads · {result.model_id} · chance is {result.chance:.3f}"
-    return titled(title, out, f"score: mean attention to {LOOKS_BACK[result.kind]}")
+    return titled(title, out, f"score: {SCORES[result.kind]}")
 
 
 @plot.register(Attribution)

@@ -57,7 +57,7 @@ def _trace(result: CausalTrace) -> "Figure":
         across, up = part.layout.xaxis.to_plotly_json(), part.layout.yaxis.to_plotly_json()
         across["title"] = across["title"] if i == count - 1 else None
         changes[f"xaxis{number}"] = across | {"anchor": f"y{number}", "domain": [0, 1]}
-        changes[f"yaxis{number}"] = up | {"anchor": f"x{number}", "domain": [top - height, top]}
+        changes[f"yaxis{number}"] = up | {"anchor": f"x{number}", "domain": [max(0.0, top - height), top]}
         titles.append(
             {
                 "text": _title(result, kind),
