@@ -110,8 +110,8 @@ def test_wrong_requests_say_what_is_right():
 
 def test_in_the_demo_model_induction_heads_say_the_copied_word():
     model = mi.MIModel.from_pretrained("demo", device="cpu")
-    clean, corrupted = (f" cat seven paper {word} moon cat seven paper" for word in ("Rome", "fish"))
-    metric = mi.logit_diff(" Rome", " fish")
+    clean, corrupted = (f" cat seven paper {word} hat cat seven paper" for word in ("Rome", "moon"))
+    metric = mi.logit_diff(" Rome", " moon")
     grid = path_patch(model, clean, corrupted, metric=metric).normalized()
     induction = {(layer, head) for layer, head, _ in mi.find_heads(model).best(9)}
     best = [(place["layer"], place["head"]) for place, _ in grid.best(4)]

@@ -206,7 +206,7 @@ def sanity_check(model: MIModel, text: str = TEXT) -> Sanity:
 
 def losses(logits: Tensor, tokens: Tensor) -> Tensor:
     """The loss of every token [batch pos-1] but the first, from what comes before it."""
-    return -logits[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    return -logits.detach()[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
 
 
 def shuffled(tokens: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def _loss(model: MIModel, tokens: Tensor) -> float:
 
 
 def _far(x: Tensor, y: Tensor) -> float:
-    return float((x - y).abs().max())
+    return float((x - y).detach().abs().max())
 
 
 def _check(model: MIModel) -> None:

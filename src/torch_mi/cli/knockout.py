@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from torch_mi.cli import options
-from torch_mi.cli.edges import Edge, From, Heads, Layers, To, chosen
+from torch_mi.cli.places import Edge, From, Heads, Layers, To, chosen
 from torch_mi.cli.session import Session
 
 Prompt = Annotated[str, Argument(metavar="PROMPT", help="The text.")]

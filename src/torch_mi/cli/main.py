@@ -16,15 +16,18 @@ from torch_mi.cli.check import check
 from torch_mi.cli.demo import demo
 from torch_mi.cli.doctor import doctor
 from torch_mi.cli.download import download
-from torch_mi.cli.edges import edges
+from torch_mi.cli.edge_patching import edges
 from torch_mi.cli.generate import generate
 from torch_mi.cli.heads import heads
 from torch_mi.cli.hooks import hooks
 from torch_mi.cli.inspect import inspect
+from torch_mi.cli.knockout import knockout
 from torch_mi.cli.logit_lens import logit_lens
 from torch_mi.cli.patch import patch
 from torch_mi.cli.session import REPORT
+from torch_mi.cli.steer import steer
 from torch_mi.cli.tokens import tokens
+from torch_mi.cli.trace import trace
 from torch_mi.cli.verify import verify
 from torch_mi.errors import MIError
 
@@ -77,6 +80,9 @@ VERBS = (
     demo,
     logit_lens,
     patch,
+    trace,
+    knockout,
+    steer,
     attribute,
     heads,
     edges,

@@ -44,7 +44,7 @@ def chosen(
     heads: str | None,
     named: tuple[Strings, Strings, Strings],
 ) -> "Parts":
-    """The layers, heads and edges that the options name; from the last token, if no edge."""
+    """The layers, heads and edges that the options name."""
     from torch_mi.analysis.edges import AttentionEdge  # noqa: PLC0415 - needs torch
 
     edges, queries, keys = ([] if some is None else some for some in named)
