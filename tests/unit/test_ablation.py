@@ -115,7 +115,7 @@ def test_wrong_requests_say_what_is_right():
         ablate(model, "abc", at="attn_ou", metric=metric)
     with pytest.raises(mi.InterventionError, match="no other reference prompt has as many"):
         ablate(model, ["abc", "abcd"], at="z", metric=metric, method="resample")
-    with pytest.raises(mi.InterventionError, match=r"heads \[9\] of layer 0: it has 6"):
+    with pytest.raises(mi.InterventionError, match="AttnZ of layer 0 has no part 9 of 6"):
         ablate_together(model, "abc", {"x": [(0, 9)]}, metric=metric)
     with pytest.raises(mi.InterventionError, match="layer 7 has no AttnZ"):
         ablate_together(model, "abc", {"x": [(7, 0)]}, metric=metric)

@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Attention knockout: specs, masks, and runs against softmaxes written out by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 
 import torch_mi as mi
 from torch_mi.analysis.changes import kl_divergence, top_changed, truncated_kl_divergence
-from torch_mi.analysis.edges import ALL, AttentionEdge, KnockoutSpec, create_knockout_mask
+from torch_mi.analysis.edges import (
+    ALL,
+    AttentionEdge,
+    KnockoutSpec,
+    create_knockout_mask,
+    expanded,
+)
 from torch_mi.analysis.knockout import AblationResult, knockout, knockout_grid
 from torch_mi.testing import tiny
 
@@ -63,7 +71,7 @@ def test_masks():
     assert mask.flatten()[25] == 0
     assert int((mask == -torch.inf).sum()) == 1
     spec = KnockoutSpec().from_position(2).edge(1, 0)
-    assert len(spec.expand(4)) == 5
+    assert len(expanded(spec, 4)) == 5
     assert int((create_knockout_mask(spec, 1, 4) == -torch.inf).sum()) == 5
     with pytest.raises(mi.InterventionError, match="from position 9"):
         create_knockout_mask(KnockoutSpec().edge(9, 0), 2, 4)
@@ -117,7 +125,8 @@ def test_results_are_saved_whole(tmp_path):  # pyright: ignore[reportMissingPara
     assert again.spec == spec
     assert len(found.to_pandas()) == 64
     assert "all → 0 in layer 1, heads 0, 2 removed" in repr(found)
-    assert len(found.plot().data) == 2
+    picture: Any = found.plot()
+    assert len(picture.data) == 2
 
 
 def test_each_layer_and_head_by_itself():
@@ -138,7 +147,7 @@ def test_each_layer_and_head_by_itself():
 
 
 def test_specs_without_edges_say_so():
-    with pytest.raises(mi.InterventionError, match="names no edges; add .edge"):
+    with pytest.raises(mi.InterventionError, match=r"names no edges; add .edge"):
         knockout(tiny("llama"), "abc", KnockoutSpec().layer(1))
     with pytest.raises(mi.ModelError, match="takes one prompt, not 2"):
         knockout(tiny("llama"), ["abc", "d"], KnockoutSpec().edge(1, 0))

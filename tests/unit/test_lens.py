@@ -34,6 +34,7 @@ def by_hand(model: MIModel, text: str, layer: int, position: int) -> torch.Tenso
     cache = model.forward(text, mi.HookSpec().capture(mi.HookPoint.ResidPost(layer)))
     x = cache[mi.HookPoint.ResidPost(layer)][0, position]
     norm, cfg = model.backend.final_norm, model.config
+    assert norm is not None
     x = x - x.mean() if norm.centred else x
     normal = x / (x.pow(2).mean() + cfg.norm_eps).sqrt() * norm.gain
     normal = normal if norm.bias is None else normal + norm.bias

@@ -116,4 +116,4 @@ def test_in_the_demo_model_induction_heads_say_the_copied_word():
     induction = {(layer, head) for layer, head, _ in mi.find_heads(model).best(9)}
     best = [(place["layer"], place["head"]) for place, _ in grid.best(4)]
     assert set(best) <= induction
-    assert grid.best(1)[0][1] > 0.1
+    assert grid.best(1)[0][1] > 0.03

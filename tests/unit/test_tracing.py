@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Causal tracing against its definition: one whole forward pass for each place and sample."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -47,9 +49,7 @@ def test_traces_equal_whole_runs(family: str):
 
 def test_windows_of_layers_go_together():
     model = tiny("llama", changes={"num_hidden_layers": 6})
-    found = causal_trace(
-        model, TEXT, 1, metric=mi.logit("q"), samples=1, window=10, kinds=("mlp",)
-    )
+    found = causal_trace(model, TEXT, 1, metric=mi.logit("q"), samples=1, window=10, kinds=("mlp",))
     assert found.window == 2
     clean = model.forward(TEXT, mi.HookSpec().capture(mi.HookPoint.MlpOut))
     noise = torch.randn(1, 1, 24, generator=torch.Generator().manual_seed(0)) * found.noise
@@ -84,13 +84,17 @@ def test_traces_are_saved_whole_and_repeat(tmp_path):  # pyright: ignore[reportM
     assert not torch.allclose(other.grid.values, found.grid.values)
     assert len(found.to_pandas()) == 3 * 3 * 7
     assert "c* (3)" in repr(found)
-    assert len(found.plot().data) == 3
-    assert len(causal_trace(model, TEXT, 3, samples=1, kinds=("mlp",)).plot().data) == 1
+    picture: Any = found.plot()
+    assert len(picture.data) == 3
+    alone: Any = causal_trace(model, TEXT, 3, samples=1, kinds=("mlp",)).plot()
+    assert len(alone.data) == 1
 
 
 def test_wrong_requests_say_what_is_right():
     model = tiny("llama")
-    with pytest.raises(mi.InterventionError, match="kinds are resid, attn, mlp.*did you mean 'mlp"):
+    with pytest.raises(
+        mi.InterventionError, match=r"kinds are resid, attn, mlp.*did you mean 'mlp"
+    ):
         causal_trace(model, TEXT, 1, kinds=("mlps",))
     with pytest.raises(mi.InterventionError, match="does not occur"):
         causal_trace(model, TEXT, mi.Span("zz"))

@@ -6,7 +6,7 @@ reference prompts; or, resampled, by the activation of another prompt of the sam
 positions (Chan et al. 2022).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -99,34 +99,12 @@ def ablate_together(  # noqa: PLR0913 - an experiment is made of choices
     rows = model.read_prompt(prompts).rows()
     others = rows if reference is None else model.read_prompt(reference).rows()
     point, axis = _point(at), _part(at)
-    layers = sorted({layer for group in groups.values() for layer, _ in group})
-    offered = {hook.layer for hook in model.hooks if hook.point is point}
-    wrong = [layer for layer in layers if layer not in offered]
-    if wrong or not layers:
-        raise InterventionError(
-            f"layer {wrong[0]} has no {point.name}" if wrong else "the groups name no parts"
-        )
-    hooks = [(point, layer) for layer in layers]
+    hooks = _hooks(model, point, groups)
     source = Source(model, hooks, rows, others, method, seed, itself=reference is None)
-
-    def specs(i: int) -> Iterator[HookSpec]:
-        values = source.of(i)
-        for group in groups.values():
-            spec = HookSpec()
-            for layer in dict.fromkeys(layer for layer, _ in group):
-                some = sorted({part for where, part in group if where == layer})
-                place = At(head=some) if axis == "head" else At(neuron=some)
-                taken = values[point(layer)]
-                size = taken.shape[2]
-                if not 0 <= some[0] <= some[-1] < size:
-                    raise InterventionError(f"{axis}s {some} of layer {layer}: it has {size}")
-                spec.intervene(point(layer), Replace(taken[:, :, some], at=place))
-            yield spec
-
     found = sweep(
         model,
         rows,
-        specs,
+        lambda i: [_taken_out(point, group, source.of(i)) for group in groups.values()],
         metric,
         position=position,
         checkpoint=checkpoint,
@@ -141,6 +119,35 @@ def ablate_together(  # noqa: PLR0913 - an experiment is made of choices
     }
     axes: dict[str, tuple[Coordinate, ...]] = {"group": tuple(groups)}
     return found.grid(f"groups of {axis}s ablated ({method})", axes, None, options)
+
+
+def _hooks(
+    model: MIModel, point: HookPoint, groups: Mapping[str, Sequence[tuple[int, int]]]
+) -> list[tuple[HookPoint, int]]:
+    """Where groups of parts are, once it is known that they are there."""
+    parts = [part for group in groups.values() for part in group]
+    if not parts:
+        raise InterventionError("the groups name no parts")
+    for layer, part in parts:
+        hook = point(max(layer, 0))
+        if layer < 0 or hook not in model.hooks:
+            raise InterventionError(f"layer {layer} has no {point.name}")
+        size = model.hooks[hook][2]
+        if not isinstance(size, int) or not 0 <= part < size:
+            raise InterventionError(f"{point.name} of layer {layer} has no part {part} of {size}")
+    return [(point, layer) for layer in sorted({layer for layer, _ in parts})]
+
+
+def _taken_out(
+    point: HookPoint, group: Sequence[tuple[int, int]], values: Mapping[str, Tensor]
+) -> HookSpec:
+    """The edits that take a group of parts out."""
+    spec = HookSpec()
+    for layer in dict.fromkeys(layer for layer, _ in group):
+        some = sorted({part for where, part in group if where == layer})
+        at = At(neuron=some) if "d_mlp" in point.axes else At(head=some)
+        spec.intervene(point(layer), Replace(values[point(layer)][:, :, some], at=at))
+    return spec
 
 
 class Source:

@@ -47,6 +47,11 @@ class Directions(Result):
     negative: tuple[str, ...]
     manifest: Manifest
 
+    @property
+    def lengths(self) -> list[float]:
+        """How long the direction is at each layer."""
+        return floats(self.vectors.square().sum(1).sqrt())
+
     def at(self, layer: int) -> Tensor:
         """The direction [d_model] at one layer."""
         if layer not in self.layers:
@@ -64,8 +69,7 @@ class Directions(Result):
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row for each layer (needs pandas)."""
-        lengths = floats(self.vectors.norm(dim=1))
-        rows = zip(self.layers, lengths, strict=True)
+        rows = zip(self.layers, self.lengths, strict=True)
         return data_frame([{"layer": layer, "length": length} for layer, length in rows])
 
     def to_dict(self) -> dict[str, object]:
@@ -119,9 +123,8 @@ def directions(
     if manifest is None:
         raise InterventionError("directions need prompts on both sides")
     texts = [tuple(text_of(model, row) for row in side) for side in rows]
-    return Directions(
-        model.origin.model_id, chosen, (means[0] - means[1]).float(), *texts, manifest
-    )
+    vectors = (means[0] - means[1]).float()
+    return Directions(model.origin.model_id, chosen, vectors, texts[0], texts[1], manifest)
 
 
 def steering_grid(  # noqa: PLR0913 - an experiment is made of choices

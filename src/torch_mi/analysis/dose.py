@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from torch_mi.analysis.changes import one_prompt
-from torch_mi.analysis.edges import EdgeSpec
+from torch_mi.analysis.edges import (
+    EdgeSpec,
+    check_edges,
+    expanded,
+    layers_of,
+)
 from torch_mi.analysis.steering import SteeringSpec, apply_steering, edge_attention
 from torch_mi.errors import InterventionError
 from torch_mi.hooks.coordinates import Place
@@ -84,7 +89,9 @@ def exact_scale_factor(attention: float, target: float) -> float:
     """The factor that brings one edge of one head from this attention to that."""
     for name, level in (("attention", attention), ("target", target)):
         if not 0 < level < 1:
-            raise InterventionError(f"{name}={level:g} is not between 0 and 1: no factor reaches it")
+            raise InterventionError(
+                f"{name}={level:g} is not between 0 and 1: no factor reaches it"
+            )
     return target * (1 - attention) / (attention * (1 - target))
 
 
@@ -173,7 +180,7 @@ class DoseResponseCurve(Result):
         )
 
 
-def dose_response(  # noqa: PLR0913 - an experiment is made of choices
+def dose_response(
     model: MIModel,
     prompt: Prompt,
     edges: EdgeSpec,
@@ -189,8 +196,8 @@ def dose_response(  # noqa: PLR0913 - an experiment is made of choices
     edge, and doses that leave attention below what the heads can pay.
     """
     ids = one_prompt(model, prompt)
-    edges.check(model, len(ids))
-    layers = edges.layers_of(model)
+    check_edges(edges, model, len(ids))
+    layers = layers_of(edges, model)
     if len(layers) != 1:
         raise InterventionError(
             f"a dose-response curve is of one layer, not of {layers}; choose one with .layer(…)"
@@ -216,6 +223,6 @@ def dose_response(  # noqa: PLR0913 - an experiment is made of choices
 
 def _factor(pattern: Tensor, edges: EdgeSpec, target: float) -> float:
     """The factor with which the mean over heads reaches a level."""
-    if len(edges.expand(pattern.shape[-1])) != 1:
+    if len(expanded(edges, pattern.shape[-1])) != 1:
         raise InterventionError(f"the exact factor is that of one edge, not of {edges}")
     return mean_scale_factor(edge_attention(pattern, edges), target)

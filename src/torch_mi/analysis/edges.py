@@ -114,60 +114,12 @@ class EdgeSpec:
                         f"(0 … {seq_len - 1}, or negative from the end)"
                     )
 
-    def expand(self, seq_len: int) -> list[tuple[int, int]]:
-        """Every edge as (query, key), each once, in the order in which they were named."""
-        every = range(seq_len)
-        return list(
-            dict.fromkeys(
-                (q % seq_len, k % seq_len)
-                for edge in self.edges
-                for q in (every if edge.from_pos is None else [edge.from_pos])
-                for k in (every if edge.to_pos is None else [edge.to_pos])
-            )
-        )
-
-    def layers_of(self, model: MIModel) -> list[int]:
-        """The layers of a model that are meant, of those that have attention."""
-        having = [h.layer for h in model.hooks if h.point is HookPoint.AttnScores]
-        return [i for i in having if i is not None and self.applies_to_layer(i)]
-
-    def places(self) -> Iterator[At]:
-        """Where the edits at the attention scores act, edge by edge."""
-        if self.heads == ():
-            return
-        heads = None if self.heads is None else list(dict.fromkeys(self.heads))
-        for edge in dict.fromkeys(self.edges):
-            yield At(head=heads, query=edge.from_pos, key=edge.to_pos)
-
-    def check(self, model: MIModel, seq_len: int) -> None:
-        """Raise `InterventionError` unless this names edges that a run of this length has."""
-        self.validate(model.num_layers, model.num_heads, seq_len)
-        if not self.edges:
-            raise InterventionError(
-                f"{type(self).__name__} names no edges; add .edge(query, key), "
-                ".from_position(query) or .to_position(key)"
-            )
-        named = [i for i in self.layers or () if i not in self.layers_of(model)]
-        if named:
-            raise InterventionError(
-                f"layer {named[0]} has no attention scores; layers {EdgeSpec().layers_of(model)} do"
-            )
-
     def to_dict(self) -> dict[str, object]:
         """This, as JSON values."""
         return {
             "layers": None if self.layers is None else list(self.layers),
             "heads": None if self.heads is None else list(self.heads),
             "edges": [[e.from_pos, e.to_pos] for e in self.edges],
-        }
-
-    @staticmethod
-    def fields_of(data: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that `to_dict` wrote."""
-        return {
-            "layers": None if data["layers"] is None else tuple(data["layers"]),
-            "heads": None if data["heads"] is None else tuple(data["heads"]),
-            "edges": tuple(AttentionEdge(q, k) for q, k in data["edges"]),
         }
 
     def __str__(self) -> str:
@@ -182,12 +134,63 @@ class KnockoutSpec(EdgeSpec):
 
     def hooks(self, model: MIModel, seq_len: int) -> HookSpec:
         """The edits that remove these edges from runs of `seq_len` tokens."""
-        self.check(model, seq_len)
+        check_edges(self, model, seq_len)
         spec = HookSpec()
-        for layer in self.layers_of(model):
-            for at in self.places():
+        for layer in layers_of(self, model):
+            for at in places_of(self):
                 spec.intervene(HookPoint.AttnScores(layer), Knockout(at=at))
         return spec
+
+
+def expanded(spec: EdgeSpec, seq_len: int) -> list[tuple[int, int]]:
+    """Every edge as (query, key), each once, in the order in which they were named."""
+    every = range(seq_len)
+    return list(
+        dict.fromkeys(
+            (q % seq_len, k % seq_len)
+            for edge in spec.edges
+            for q in (every if edge.from_pos is None else [edge.from_pos])
+            for k in (every if edge.to_pos is None else [edge.to_pos])
+        )
+    )
+
+
+def layers_of(spec: EdgeSpec, model: MIModel) -> list[int]:
+    """The layers of a model that are meant, of those that have attention."""
+    having = [h.layer for h in model.hooks if h.point is HookPoint.AttnScores]
+    return [i for i in having if i is not None and spec.applies_to_layer(i)]
+
+
+def places_of(spec: EdgeSpec) -> Iterator[At]:
+    """Where the edits at the attention scores act, edge by edge."""
+    if spec.heads == ():
+        return
+    heads = None if spec.heads is None else list(dict.fromkeys(spec.heads))
+    for edge in dict.fromkeys(spec.edges):
+        yield At(head=heads, query=edge.from_pos, key=edge.to_pos)
+
+
+def check_edges(spec: EdgeSpec, model: MIModel, seq_len: int) -> None:
+    """Raise `InterventionError` unless a spec names edges that a run of this length has."""
+    spec.validate(model.num_layers, model.num_heads, seq_len)
+    if not spec.edges:
+        raise InterventionError(
+            f"{type(spec).__name__} names no edges; add .edge(query, key), "
+            ".from_position(query) or .to_position(key)"
+        )
+    having = layers_of(EdgeSpec(), model)
+    for layer in spec.layers or ():
+        if layer not in having:
+            raise InterventionError(f"layer {layer} has no attention scores; layers {having} do")
+
+
+def edge_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that `EdgeSpec.to_dict` wrote."""
+    return {
+        "layers": None if data["layers"] is None else tuple(data["layers"]),
+        "heads": None if data["heads"] is None else tuple(data["heads"]),
+        "edges": tuple(AttentionEdge(q, k) for q, k in data["edges"]),
+    }
 
 
 def create_knockout_mask(
@@ -205,7 +208,7 @@ def create_knockout_mask(
     spec.validate(max(spec.layers or (0,)) + 1, n_heads, seq_len)
     heads = torch.tensor([spec.applies_to_head(h) for h in range(n_heads)])
     edges = torch.zeros(seq_len, seq_len, dtype=torch.bool)
-    if pairs := spec.expand(seq_len):
+    if pairs := expanded(spec, seq_len):
         edges[tuple(torch.tensor(pairs).T)] = True
     mask = torch.zeros(1, n_heads, seq_len, seq_len, dtype=dtype)
     return mask.masked_fill(heads[:, None, None] & edges, -torch.inf).to(device)

@@ -6,9 +6,9 @@ matrix, the squares of the singular values, not divided by the number of rows. E
 to where its largest entry is positive.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -42,9 +42,9 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Activations [sample width] at one place, and where each row comes from."""
+    """Activations [sample width] by place, and where each row comes from."""
 
-    rows: Tensor
+    rows: Mapping[str, Tensor]
     samples: tuple[Sample, ...]
     manifest: Manifest
 
@@ -166,7 +166,7 @@ def _directions(centred: Tensor) -> tuple[Tensor, Tensor]:
     return sigma.square(), rows * largest.sign()
 
 
-def pca_activations(  # noqa: PLR0913 - the choices are the technique
+def pca_activations(
     model: MIModel,
     prompts: Prompt,
     *,
@@ -180,43 +180,50 @@ def pca_activations(  # noqa: PLR0913 - the choices are the technique
     One row for each prompt, of the activation at `position`, or one for each of "all" positions;
     the first `n_omit` rows are projected but not fitted. Heads are laid side by side.
     """
-    found = activations(model, prompts, at=at, position=position)
-    made = pca(found.rows, k, n_omit=n_omit)
-    along = made.project(found.rows)
+    found = activations(model, prompts, at=[at], position=position)
+    ((hook, rows),) = found.rows.items()
+    made = pca(rows, k, n_omit=n_omit)
+    along = made.project(rows)
     return replace(
-        made, at=str(at), projections=along, samples=found.samples, manifest=found.manifest
+        made, at=str(hook), projections=along, samples=found.samples, manifest=found.manifest
     )
 
 
 def activations(
-    model: MIModel, prompts: Prompt, *, at: str, position: int | Literal["all"] = -1
+    model: MIModel, prompts: Prompt, *, at: Sequence[str], position: int | Literal["all"] = -1
 ) -> Samples:
-    """The activations at one place, a row for each prompt or for each of its positions.
+    """The activations at some places, a row for each prompt or for each of its positions.
 
     Positions are counted without padding, negative from the end.
     """
-    hook = Hook.parse(at)
-    if hook.point.axes[:2] != ("batch", "pos"):
-        raise HookError(f"{hook!r} is not one vector for each token: {' '.join(hook.point.axes)}")
+    hooks = [_one_vector(Hook.parse(where)) for where in at]
     batch = model.read_prompt(prompts)
-    stop = model.num_layers if hook.layer is None else min(model.num_layers, hook.layer + 1)
-    ends = hook.layer is None and hook not in ("hook_embed", "hook_pos_embed")
-    rows: list[Tensor] = []
+    layers = [hook.layer for hook in hooks if hook.layer is not None]
+    stop = max(layers) + 1 if len(layers) == len(hooks) else None
+    rows: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
     samples: list[Sample] = []
-    manifest: Manifest | None = None
+    manifests: list[Manifest] = []
     for first in range(0, len(batch.tokens), ROWS):
         here = slice(first, first + ROWS)
         real = None if batch.real is None else batch.real[here]
-        spec = HookSpec().capture(hook)
-        cache = model.forward(
-            batch.tokens[here], spec, attention_mask=real, stop=None if ends else stop
-        )
-        manifest = manifest or replace(cache.manifest, tokens=batch.rows())
+        spec = HookSpec().capture(*hooks)
+        cache = model.forward(batch.tokens[here], spec, attention_mask=real, stop=stop)
+        manifests.append(cache.manifest)
         for i, ids in enumerate(batch.rows()[here]):
             places = range(len(ids)) if position == "all" else [position_in(len(ids), position)]
-            rows.append(cache[hook][i, -len(ids) :][list(places)].flatten(1).float().cpu())
-            samples += _samples(model, first + i, ids, list(places))
-    return Samples(torch.cat(rows).detach(), tuple(samples), cast("Manifest", manifest))
+            for hook in hooks:
+                found = cache[hook][i, -len(ids) :][list(places)]
+                rows[hook].append(found.detach().flatten(1).float().cpu())
+            samples += _samples(model, first + i, ids, places)
+    joined = {hook: torch.cat(parts) for hook, parts in rows.items()}
+    return Samples(joined, tuple(samples), replace(manifests[0], tokens=batch.rows()))
+
+
+def _one_vector(hook: Hook) -> Hook:
+    """A hook with a vector for each token; an error for any other."""
+    if hook.point.axes[:2] != ("batch", "pos"):
+        raise HookError(f"{hook!r} is not one vector for each token: {' '.join(hook.point.axes)}")
+    return hook
 
 
 def _samples(model: MIModel, prompt: int, ids: list[int], places: Sequence[int]) -> list[Sample]:

@@ -10,7 +10,11 @@ from typing import Any, Literal, Self
 from torch import Tensor
 
 from torch_mi.analysis.changes import Changed, Contrast, contrast, one_prompt
-from torch_mi.analysis.edges import EdgeSpec, KnockoutSpec
+from torch_mi.analysis.edges import (
+    KnockoutSpec,
+    edge_fields,
+    layers_of,
+)
 from torch_mi.errors import InterventionError, did_you_mean
 from torch_mi.hooks.coordinates import Place
 from torch_mi.hooks.spec import HookSpec
@@ -43,7 +47,7 @@ class AblationResult(Changed):
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:
-        spec = KnockoutSpec(**EdgeSpec.fields_of(data["spec"]))
+        spec = KnockoutSpec(**edge_fields(data["spec"]))
         return cls(Contrast.from_dict(data["contrast"]), spec)
 
 
@@ -95,7 +99,7 @@ def _axes(
     model: MIModel, spec: KnockoutSpec, by: Sequence[Axis]
 ) -> dict[str, tuple[Coordinate, ...]]:
     heads = range(model.num_heads) if spec.heads is None else spec.heads
-    sizes = {"layer": tuple(spec.layers_of(model)), "head": tuple(heads)}
+    sizes = {"layer": tuple(layers_of(spec, model)), "head": tuple(heads)}
     wrong = [axis for axis in by if axis not in sizes]
     if wrong or not by or len(set(by)) < len(by):
         hint = did_you_mean(wrong[0], sizes) if wrong else ""

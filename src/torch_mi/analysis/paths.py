@@ -165,7 +165,8 @@ class Paths:
             point = HookPoint.MlpOut(layer)
             yield self.source[point] - self.edited[point]
             return
-        yield from self._heads(layer).split(1)
+        each = self._heads(layer)
+        yield from (each[i : i + 1] for i in range(len(each)))
 
     def _heads(self, layer: int) -> Tensor:
         """The same for all heads of a layer [head pos d_model].
@@ -209,7 +210,7 @@ class Paths:
         return self.edited[HookPoint.ResidPre(layer)] if sender < layer else None
 
 
-def _layers(model: MIModel, senders: Senders) -> tuple[Coordinate, ...]:
+def _layers(model: MIModel, senders: Senders) -> tuple[int, ...]:
     """The layers that have such senders."""
     point = HookPoint.AttnZ if senders == "heads" else HookPoint.MlpOut
     found = [hook.layer for hook in model.hooks if hook.point is point]

@@ -27,7 +27,6 @@ from torch_mi.types import numbers
 FORM = "torch-mi probes 1"
 KINDS = ("logistic", "ridge")
 Label = str | int | float
-Control = Literal["token", "prompt", "none"]
 CONTROLS = ("token", "prompt", "none")
 
 
@@ -52,7 +51,9 @@ class Probing:
                     f"{name}={value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}"
                 )
         if self.folds < 2 or self.penalty <= 0:  # noqa: PLR2004 - one to fit, one to score
-            raise ModelError(f"folds={self.folds} must be 2 or more, penalty={self.penalty} above 0")
+            raise ModelError(
+                f"folds={self.folds} must be 2 or more, penalty={self.penalty} above 0"
+            )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,7 +145,7 @@ class Probes(Result):
         )
 
 
-def probe(  # noqa: PLR0913 - the choices are the technique
+def probe(
     model: MIModel,
     prompts: Prompt,
     labels: Sequence[Label] | Sequence[Sequence[Label]],
@@ -161,10 +162,10 @@ def probe(  # noqa: PLR0913 - the choices are the technique
     how.check()
     place = locate(at)
     hooks = [place] if isinstance(place, Hook) else place.on(model.num_layers)
-    found = [activations(model, prompts, at=hook, position=position) for hook in hooks]
-    samples = found[0].samples
+    found = activations(model, prompts, at=hooks, position=position)
+    samples = found.samples
     wanted = _labels(labels, samples, each=position == "all")
-    fits = [_Fit(how, each.rows) for each in found]
+    fits = [_Fit(how, rows) for rows in found.rows.values()]
     controls = None
     if how.control != "none":
         task = control_task(wanted, samples, how)
@@ -182,13 +183,11 @@ def probe(  # noqa: PLR0913 - the choices are the technique
         classes=tuple(sorted(set(wanted))) if how.kind == "logistic" else (),  # pyright: ignore[reportArgumentType] - of one kind, as checked
         directions=torch.stack(directions),
         samples=len(samples),
-        manifest=found[0].manifest,
+        manifest=found.manifest,
     )
 
 
-def control_task(
-    labels: Sequence[Label], samples: Sequence[Sample], how: Probing
-) -> list[Label]:
+def control_task(labels: Sequence[Label], samples: Sequence[Sample], how: Probing) -> list[Label]:
     """A label for every sample that depends on its token (or prompt) alone, drawn as labels are."""
     words = [s.token_id if how.control == "token" else s.prompt for s in samples]
     if len(set(words)) == 1:
@@ -222,13 +221,25 @@ def _labels(
     return flat
 
 
+def _sklearn() -> Any:
+    """scikit-learn, if it is installed."""
+    try:
+        import sklearn.linear_model  # noqa: PLC0415 - an optional extra
+        import sklearn.model_selection  # noqa: PLC0415
+        import sklearn.pipeline  # noqa: PLC0415
+        import sklearn.preprocessing  # noqa: PLC0415
+    except ImportError as cause:
+        raise MIError("probes need scikit-learn: pip install torch-mi[probing]") from cause
+    return sklearn
+
+
 @dataclass(frozen=True, eq=False)
 class _Fit:
     """Probes of one place's activations [sample width]."""
 
     how: Probing
     rows: Tensor
-    sklearn: Any = field(default_factory=lambda: _sklearn())
+    sklearn: Any = field(default_factory=_sklearn)
 
     def scores(self, labels: list[Label]) -> list[float]:
         """The score of each fold."""
@@ -248,7 +259,7 @@ class _Fit:
         return [float(score) for score in found]
 
     def direction(self, labels: list[Label]) -> Tensor:
-        """The weights [class width] of a probe fitted on everything, for activations as they are."""
+        """The weights [class width] of a probe fitted on everything, for activations unscaled."""
         fitted = self._probe().fit(self.rows.numpy(), labels)
         weights = torch.tensor(fitted[-1].coef_).reshape(-1, self.rows.shape[1])
         return (weights / torch.tensor(fitted[0].scale_)).float()
@@ -265,21 +276,9 @@ class _Fit:
     def _check(self, labels: list[Label]) -> None:
         """Raise `ModelError` where a label is too rare to be in every fold."""
         rarest = min(set(labels), key=lambda label: (labels.count(label), str(label)))
-        if labels.count(rarest) < self.how.folds:
+        if labels.count(rarest) < self.how.folds or labels.count(rarest) == len(labels):
             raise ModelError(
                 f"{self.how.folds} folds need as many samples of each label, and there are "
                 f"{labels.count(rarest)} of {rarest!r} in the task or its control; give more "
                 "prompts, fewer folds, or another seed"
             )
-
-
-def _sklearn() -> Any:
-    """scikit-learn, if it is installed."""
-    try:
-        import sklearn.linear_model  # noqa: PLC0415 - an optional extra
-        import sklearn.model_selection  # noqa: PLC0415
-        import sklearn.pipeline  # noqa: PLC0415
-        import sklearn.preprocessing  # noqa: PLC0415
-    except ImportError as cause:
-        raise MIError("probes need scikit-learn: pip install torch-mi[probing]") from cause
-    return sklearn

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from torch_mi.analysis.changes import Changed, Contrast, contrast, one_prompt
-from torch_mi.analysis.edges import EdgeSpec, KnockoutSpec
+from torch_mi.analysis.edges import (
+    EdgeSpec,
+    KnockoutSpec,
+    check_edges,
+    edge_fields,
+    expanded,
+    layers_of,
+    places_of,
+)
 from torch_mi.errors import InterventionError
 from torch_mi.hooks.coordinates import At
 from torch_mi.hooks.interventions import Add, Intervention, Knockout
@@ -66,16 +74,16 @@ class SteeringSpec(EdgeSpec):
 
     def hooks(self, model: MIModel, seq_len: int) -> HookSpec:
         """The edits that steer runs of `seq_len` tokens."""
-        self.check(model, seq_len)
+        check_edges(self, model, seq_len)
         if self.kind == "set_value":
             edits: list[Intervention] = self._settings(seq_len, causal=model.backend.causal)
         elif self.is_knockout() or self.amount == 0:
-            edits = [Knockout(at=at) for at in self.places()]
+            edits = [Knockout(at=at) for at in places_of(self)]
         else:
             shift = torch.tensor(math.log(self.amount))
             edits = [Add(shift, at=at) for at in self._once(seq_len)]
         spec = HookSpec()
-        for layer in self.layers_of(model):
+        for layer in layers_of(self, model):
             for edit in edits:
                 spec.intervene(HookPoint.AttnScores(layer), edit)
         return spec
@@ -84,10 +92,10 @@ class SteeringSpec(EdgeSpec):
         """Where each edge is scaled; where edges overlap they are taken one by one."""
         whole = all(e.from_pos is None or e.to_pos is None for e in self.edges)
         if whole and len(set(self.edges)) == 1:
-            return list(self.places())
+            return list(places_of(self))
         if self.heads == ():
             return []
-        rows = _by_query(self.expand(seq_len))
+        rows = _by_query(expanded(self, seq_len))
         heads = self._heads()
         return [At(head=heads, query=q, key=keys) for q, keys in rows.items()]
 
@@ -113,7 +121,7 @@ class SteeringSpec(EdgeSpec):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The spec that `to_dict` took apart."""
-        return cls(**EdgeSpec.fields_of(data), kind=data["kind"], amount=data["amount"])
+        return cls(**edge_fields(data), kind=data["kind"], amount=data["amount"])
 
     def __str__(self) -> str:
         how = {"scale": f" scaled by {self.amount:g}", "set_value": f" set to {self.amount:g}"}
@@ -185,7 +193,7 @@ def apply_steering(
 
 def _scaled(part: Tensor, spec: SteeringSpec) -> Tensor:
     out = part.clone()
-    for query, keys in _by_query(spec.expand(part.shape[-1])).items():
+    for query, keys in _by_query(expanded(spec, part.shape[-1])).items():
         row = part[:, :, query].clone()
         row[..., keys] *= spec.amount
         out[:, :, query] = _renormalised(row)
@@ -218,7 +226,7 @@ def _set(part: Tensor, spec: SteeringSpec, window: int | None, *, causal: bool) 
 
 def _set_legacy(part: Tensor, spec: SteeringSpec) -> Tensor:
     out, length = part.clone(), part.shape[-1]
-    for query, keys in _by_query(spec.expand(length)).items():
+    for query, keys in _by_query(expanded(spec, length)).items():
         row = part[:, :, query].clone()
         surplus = spec.amount * len(keys) - row[..., keys].sum(-1, keepdim=True)
         others = [k for k in range(length) if k not in keys]
@@ -249,8 +257,7 @@ def _seen(spec: SteeringSpec, length: int, *, causal: bool) -> dict[int, list[in
             query, key = edge.from_pos % length, edge.to_pos % length
             if key > query:
                 raise InterventionError(f"attention from {query} to the later {key} cannot be set")
-    rows = _by_query([(q, k) for q, k in spec.expand(length) if k <= q or not causal])
-    return rows
+    return _by_query([(q, k) for q, k in expanded(spec, length) if k <= q or not causal])
 
 
 def too_much(value: float, query: int, keys: Sequence[int]) -> None:
@@ -306,7 +313,7 @@ def steer(
     """What one prompt's answer at `position` becomes with its attention steered."""
     ids = one_prompt(model, prompt)
     hooks = spec.hooks(model, len(ids))
-    points = [HookPoint.AttnPattern(layer) for layer in spec.layers_of(model)]
+    points = [HookPoint.AttnPattern(layer) for layer in layers_of(spec, model)]
     tokens, watch = torch.tensor([ids]), HookSpec().capture(*points)
     means: list[float] = []
     for run in (model.forward(tokens, watch), model.forward(tokens, watch | hooks)):
@@ -321,7 +328,7 @@ def edge_attention(pattern: Tensor, spec: EdgeSpec) -> Tensor:
     Edges to later keys do not count where no attention goes there.
     """
     causal = not bool(pattern.triu(1).any())
-    edges = [(q, k) for q, k in spec.expand(pattern.shape[-1]) if k <= q or not causal]
+    edges = [(q, k) for q, k in expanded(spec, pattern.shape[-1]) if k <= q or not causal]
     heads = [h for h in range(pattern.shape[1]) if spec.applies_to_head(h)]
     if not edges:
         return torch.zeros(len(heads))

@@ -29,6 +29,7 @@ from torch_mi.results import Result, pieces_of, text_of
 from torch_mi.sweeps.grid import Coordinate, Grid
 from torch_mi.sweeps.metrics import Judge, Metric, prob
 from torch_mi.sweeps.reach import frame_of
+from torch_mi.sweeps.result import SweepResult
 from torch_mi.sweeps.run import sweep
 from torch_mi.types import numbers
 
@@ -121,29 +122,25 @@ def causal_trace(  # noqa: PLR0913 - an experiment is made of choices
 
     `subject` is positions, or text: `Span("the Space Needle")`. The score is the probability of the
     model's own answer unless `metric` says otherwise. The noise has `width` times the standard
-    deviation of the embeddings and is drawn `samples` times from `seed`; scores are means. Of "attn"
-    and "mlp", `window` layers around each layer are given back, or a third of all if that is fewer.
+    deviation of the embeddings and is drawn `samples` times from `seed`; scores are means. Of
+    "attn" and "mlp", `window` layers around each layer are given back, or a third of all layers
+    if that is fewer.
     """
-    wrong = [kind for kind in kinds if kind not in POINTS]
-    if wrong or not kinds or samples < 1 or window < 1:
-        hint = did_you_mean(wrong[0], POINTS) if wrong else ""
-        raise InterventionError(
-            f"kinds={tuple(kinds)!r}, samples={samples}, window={window}: kinds are "
-            f"{', '.join(POINTS)}; samples and window are 1 or more{hint}"
-        )
+    _check(kinds, samples, window)
     ids = one_prompt(model, prompt)
     tokens = torch.tensor([ids])
     spoilt = _positions(model, tokens, subject)
     clean = model.forward(tokens, HookSpec().capture(*(POINTS[kind] for kind in kinds)))
-    judge = metric or prob(int(clean.output[0, -1].argmax()))
-    layers, span = range(model.num_layers), min(window, max(1, model.num_layers // 3))
+    answer = int(clean.output[0, -1].argmax())
+    judge = prob(answer) if metric is None else metric
+    span = min(window, max(1, model.num_layers // 3))
     wide = width * embedding_spread(model)
     dice = torch.Generator().manual_seed(seed)
     noises = torch.randn(samples, len(spoilt), model.hidden_size, generator=dice) * wide
     wheres = [
         (kind, _window(layer, 1 if kind == "resid" else span, model.num_layers), pos)
         for kind in kinds
-        for layer in layers
+        for layer in range(model.num_layers)
         for pos in range(len(ids))
     ]
 
@@ -163,20 +160,44 @@ def causal_trace(  # noqa: PLR0913 - an experiment is made of choices
         checkpoint=checkpoint,
         progress=progress,
     )
+    name = None if metric is not None else pieces_of(model, [answer], output=True)[0]
+    grid = _grid(model, ids, found, kinds, name)
+    grid = replace(grid, options={**grid.options, "subject": repr(subject)})
+    return CausalTrace(grid, tuple(spoilt), wide, samples, seed, span)
+
+
+def _grid(
+    model: MIModel, ids: list[int], found: SweepResult, kinds: Sequence[str], answer: str | None
+) -> Grid:
+    """The scores by kind, layer and position; the first cell is the spoilt run itself."""
     rest = replace(found, names=found.names[1:], per_prompt=found.per_prompt[:, 1:])
     axes: dict[str, tuple[Coordinate, ...]] = {
         "kind": tuple(kinds),
-        "layer": tuple(layers),
+        "layer": tuple(range(model.num_layers)),
         "pos": tuple(range(len(ids))),
     }
     grid = rest.grid(
         "the clean run given back where the subject was spoilt",
         axes,
         {"pos": pieces_of(model, ids)},
-        {"prompt": text_of(model, ids), "subject": repr(subject)},
+        {"prompt": text_of(model, ids)},
     )
-    grid = replace(grid, baseline=float(found.scores[0]), reference=found.baseline)
-    return CausalTrace(grid, tuple(spoilt), wide, samples, seed, span)
+    return replace(
+        grid,
+        metric=grid.metric if answer is None else f"probability of {answer!r}",
+        baseline=float(found.scores[0]),
+        reference=found.baseline,
+    )
+
+
+def _check(kinds: Sequence[str], samples: int, window: int) -> None:
+    wrong = [kind for kind in kinds if kind not in POINTS]
+    if wrong or not kinds or samples < 1 or window < 1:
+        hint = did_you_mean(wrong[0], POINTS) if wrong else ""
+        raise InterventionError(
+            f"kinds={tuple(kinds)!r}, samples={samples}, window={window}: kinds are "
+            f"{', '.join(POINTS)}; samples and window are 1 or more{hint}"
+        )
 
 
 def embedding_spread(model: MIModel) -> float:
@@ -206,9 +227,7 @@ def _window(layer: int, span: int, layers: int) -> range:
     return range(max(0, layer - span // 2), min(layers, layer - span // 2 + span))
 
 
-def _given_back(
-    spec: HookSpec, clean: HookCache, hooks: Sequence[Any], pos: int
-) -> HookSpec:
+def _given_back(spec: HookSpec, clean: HookCache, hooks: Sequence[Any], pos: int) -> HookSpec:
     """The spec with the clean run's activations at one position put in."""
     for hook in hooks:
         spec.intervene(hook, Replace(clean[hook][:, pos], at=At(pos=pos)))

@@ -32,9 +32,7 @@ Layers = Annotated[
 Heads = Annotated[
     str | None, Option("--head", metavar="N[,N|-N]", help="Heads, likewise; all, if none.")
 ]
-Parts = tuple[
-    "tuple[int, ...] | None", "tuple[int, ...] | None", "tuple[AttentionEdge, ...]"
-]
+Parts = tuple["tuple[int, ...] | None", "tuple[int, ...] | None", "tuple[AttentionEdge, ...]"]
 
 
 def chosen(

@@ -14,9 +14,7 @@ Prompt = Annotated[str, Argument(metavar="PROMPT", help="The text.")]
 Scale = Annotated[
     float | None, Option("--scale", metavar="FACTOR", help="Multiply attention along the edges.")
 ]
-Set = Annotated[
-    float | None, Option("--set", metavar="P", help="Set it to a probability instead.")
-]
+Set = Annotated[float | None, Option("--set", metavar="P", help="Set it to a probability instead.")]
 Doses = Annotated[
     str | None,
     Option(

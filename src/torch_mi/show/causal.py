@@ -148,7 +148,7 @@ def _directions(result: Directions) -> "Figure":
     fig = figures().Figure(
         figures().Scatter(
             x=list(result.layers),
-            y=floats(result.vectors.norm(dim=1)),
+            y=result.lengths,
             mode="lines+markers",
             line={"color": ACCENT, "width": 2},
             hovertemplate="layer %{x}: %{y:.4g}<extra></extra>",
@@ -167,7 +167,7 @@ def _directions_table(result: Directions, width: int = WIDTH) -> "RenderableType
     out = plain()
     out.add_column("layer", justify="right")
     out.add_column("length of the direction", justify="right")
-    for layer, length in zip(result.layers, floats(result.vectors.norm(dim=1)), strict=True):
+    for layer, length in zip(result.layers, result.lengths, strict=True):
         out.add_row(str(layer), f"{length:.4g}")
     sides = [one_line(" | ".join(side), width - 8) for side in (result.positive, result.negative)]
     return titled(f"from {sides[1]}\n  to {sides[0]}", out)

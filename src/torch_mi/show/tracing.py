@@ -2,9 +2,10 @@
 """How causal traces look."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch_mi.analysis.tracing import CausalTrace
+from torch_mi.show.heat import figures, look
 from torch_mi.show.labels import one_line
 from torch_mi.show.page import Section
 from torch_mi.show.pages import Page
@@ -32,50 +33,50 @@ LEAD = (
 @plot.register(CausalTrace)
 def _trace(result: CausalTrace) -> "Figure":
     """The kinds one above the other, layers upwards, tokens across."""
-    if len(result.kinds) == 1:
-        return plot(_named(result, result.kinds[0]))
-    parts = [plot(_named(result, kind)) for kind in result.kinds]
-    count, gap = len(parts), 0.28 / len(parts)
-    height = (1 - gap * (count - 1)) / count
+    parts: list[Any] = [plot(_named(result, kind)) for kind in result.kinds]
+    fig: Any = figures().Figure()
+    rows = [part.layout.height for part in parts]
+    fig.update_layout(look(markup_title(f"Given back: {result.grid.metric}"), 1, 1))
+    width = parts[0].layout.width
+    fig.update_layout({"height": int(0.9 * sum(rows)) + 40, "width": width})
     reach = float((result.grid.values - result.grid.baseline).abs().max()) or 1.0
-    fig = parts[0]
-    changes: dict[str, object] = {}
-    titles: list[dict[str, object]] = []
-    for i, (kind, part) in enumerate(zip(result.kinds, parts, strict=True)):
-        top = 1 - i * (height + gap)
-        number = "" if i == 0 else str(i + 1)
+    for i, part in enumerate(parts):
         trace = part.data[0]
-        trace.update(
-            xaxis=f"x{number}",
-            yaxis=f"y{number}",
-            zmin=result.grid.baseline - reach,
-            zmax=result.grid.baseline + reach,
-            showscale=i == 0,
-        )
-        if i:
-            fig.add_trace(trace)
-        across, up = part.layout.xaxis.to_plotly_json(), part.layout.yaxis.to_plotly_json()
-        across["title"] = across["title"] if i == count - 1 else None
-        changes[f"xaxis{number}"] = across | {"anchor": f"y{number}", "domain": [0, 1]}
-        changes[f"yaxis{number}"] = up | {"anchor": f"x{number}", "domain": [max(0.0, top - height), top]}
-        titles.append(
-            {
-                "text": _title(result, kind),
-                "x": 0,
-                "xref": "paper",
-                "xanchor": "left",
-                "y": top,
-                "yref": "paper",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "font": {"size": 13},
-            }
-        )
-    changes["height"] = int(sum(part.layout.height for part in parts) * 0.9)
-    said = markup_title(f"Given back after the subject was spoilt: {result.grid.metric}")
-    fig.update_layout(annotations=titles, title={"text": said, "y": 0.99, "yanchor": "top"})
-    fig.update_layout(**changes)
+        trace.zmin, trace.zmax = result.grid.baseline - reach, result.grid.baseline + reach
+        trace.showscale = i == 0
+        _stack(fig, part, trace, (i, len(parts)))
     return fig
+
+
+def _stack(fig: Any, part: Any, trace: Any, place: tuple[int, int]) -> None:
+    """Put a panel under those that are there, under its own title."""
+    i, count = place
+    gap = 0.0 if count == 1 else 0.4 / count
+    height = (1 - gap * (count - 1)) / count
+    top, number = 1 - i * (height + gap), "" if i == 0 else str(i + 1)
+    trace.xaxis, trace.yaxis = f"x{number}", f"y{number}"
+    across, up = part.layout.xaxis.to_plotly_json(), part.layout.yaxis.to_plotly_json()
+    if i < count - 1:
+        across["title"] = None
+    title = {
+        "text": part.layout.title.text,
+        "x": 0,
+        "y": top,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+    }
+    fig.add_trace(trace)
+    fig.add_annotation(title)
+    fig.update_layout(
+        {
+            f"xaxis{number}": across | {"anchor": f"y{number}"},
+            f"yaxis{number}": up
+            | {"anchor": f"x{number}", "domain": [max(0.0, top - height), top]},
+        }
+    )
 
 
 def _title(result: CausalTrace, kind: str) -> str:

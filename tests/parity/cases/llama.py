@@ -93,4 +93,11 @@ CASES = (
         "starcoder2",
         {"use_bias": False, "tie_word_embeddings": False, **rope("linear", factor=2.0)},
     ),
+    Case("mistral-tied", "mistral", {"tie_word_embeddings": True, "num_key_value_heads": 3}),
+    Case(
+        "gemma2-untied",
+        "gemma2",
+        {**WIDE, "sliding_window": 4, "query_pre_attn_scalar": 7, "tie_word_embeddings": False},
+    ),
+    Case("phi3-tied", "phi3", {"sliding_window": 5, "tie_word_embeddings": True}),
 )
