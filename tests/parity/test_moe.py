@@ -166,6 +166,7 @@ def counterpart(raw: Raw) -> Any:
         "num_key_value_heads": raw["num_key_value_heads"],
         "qkv_bias": False,
         "rope_parameters": ROPE,
+        "tie_word_embeddings": raw["tie_word_embeddings"],
     }
     model = hf.build(hf.Case("counterpart", "qwen2_moe", config))
     with torch.no_grad():
@@ -189,7 +190,7 @@ def convert(model: Any, raw: Raw, folder: Path) -> None:
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_first_deepseek(normalised: bool, tmp_path: Path) -> None:
-    raw = {**DEEPSEEK, "norm_topk_prob": normalised}
+    raw = {**DEEPSEEK, "norm_topk_prob": normalised, "tie_word_embeddings": normalised}
     theirs = counterpart(raw)
     convert(theirs, raw, tmp_path)
     ours = MIModel.from_pretrained(tmp_path)
@@ -198,12 +199,13 @@ def test_the_first_deepseek(normalised: bool, tmp_path: Path) -> None:
     compare(seen(ours, tokens), hf.run(theirs, tokens))
 
 
-def test_the_first_deepseek_without_experts_is_a_llama(tmp_path: Path) -> None:
-    case = hf.Case("llama", "llama", {"rope_parameters": ROPE})
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_first_deepseek_without_experts_is_a_llama(tied: bool, tmp_path: Path) -> None:
+    case = hf.Case("llama", "llama", {"rope_parameters": ROPE, "tie_word_embeddings": tied})
     theirs = hf.build(case)
     theirs.save_pretrained(tmp_path)
     nulls = dict.fromkeys(["n_routed_experts", "n_shared_experts", "num_experts_per_tok"])
-    raw = {**DEEPSEEK, "num_key_value_heads": 2, **nulls}
+    raw = {**DEEPSEEK, "num_key_value_heads": 2, "tie_word_embeddings": tied, **nulls}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     ours = MIModel.from_pretrained(tmp_path)
     assert ours.config.experts is None

@@ -117,6 +117,7 @@ def _dose(result: DoseResponseCurve) -> "Figure":
             text=[f"× {p.scale_factor:.3g}" for p in points],
             mode="lines+markers+text",
             textposition="top center",
+            cliponaxis=False,
             line={"color": ACCENT, "width": 2},
             hovertemplate="%{text}: attention %{x:.3f}, KL %{y:.4g}<extra></extra>",
         )
