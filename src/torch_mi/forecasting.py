@@ -274,7 +274,9 @@ def shortage(model: "MIModel", prompt: "Prompt", spec: HookSpec, *, keep: bool =
     Only what a generous guess does not let pass is looked at closely, which takes a moment.
     """
     free = available_bytes(model.device)
-    rows, pos = model.read_prompt(prompt).shape
+    from torch_mi.model import batch_of  # noqa: PLC0415 - models forecast their runs
+
+    rows, pos = batch_of(model, prompt).shape
     if free is None or rows * pos * guess(model, pos) * model.dtype.itemsize <= free:
         return ""
     after = Prefix() if keep else None

@@ -114,7 +114,9 @@ class Generation:
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
         self.sampling = sampling if sampling.temperature == 0 else replace(sampling, seed=seed)
         self._stops = set(model.origin.eos_ids if stops is None else stops)
-        self._start = model.read_prompt(prompt)
+        from torch_mi.model import batch_of  # noqa: PLC0415 - models are made of runs
+
+        self._start = batch_of(model, prompt)
         self._spec = None if spec is None else _pinned(spec, self._start, model)
         rows = len(self._start.tokens)
         self._dice = [torch.Generator().manual_seed(seed + row) for row in range(rows)]

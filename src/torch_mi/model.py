@@ -168,10 +168,8 @@ class MIModel:
         """Token ids [batch pos] of a text, or of texts that come out equally long."""
         batch = read_prompt(text, self.tokenizer)
         if batch.real is not None:
-            lengths = numbers(batch.real.sum(1))
-            raise TokenizerError(
-                f"these texts are {lengths} tokens long; give the list to forward(), which pads it"
-            )
+            said = f"these texts are {numbers(batch.real.sum(1))} tokens long"
+            raise TokenizerError(f"{said}; give the list to forward(), which pads it")
         return batch.tokens.to(self.device)
 
     def decode(self, tokens: Tensor | Sequence[int] | int) -> str:
@@ -333,12 +331,6 @@ class MIModel:
         prefix.check(range(first, last))
         return range(first, last)
 
-    def read_prompt(self, prompt: Prompt) -> Batch:
-        """A prompt of any kind as token ids, padded on the left where lengths differ."""
-        batch = read_prompt(prompt, self._tokenizer, self.origin.tokenizer_problem)
-        batch.check_ids(self.vocab_size)
-        return batch
-
     def _read(
         self,
         start: "Prompt | Residual",
@@ -350,7 +342,7 @@ class MIModel:
         if isinstance(start, Residual):
             batch = Batch.blank(start.x, self.hidden_size)
         else:
-            batch = self.read_prompt(start)
+            batch = batch_of(self, start)
         return batch.place(mask, positions, prefix, self.device)
 
     def _frame(self, batch: Batch, prefix: Prefix, layers: range, *, ends: bool) -> Frame:
@@ -397,3 +389,11 @@ class MIModel:
             device=str(self.device),
             versions=versions(),
         )
+
+
+def batch_of(model: MIModel, prompt: Prompt) -> Batch:
+    """A prompt of any kind as token ids, padded on the left where lengths differ."""
+    known = model.tokenizer if model.has_tokenizer else None
+    batch = read_prompt(prompt, known, model.origin.tokenizer_problem)
+    batch.check_ids(model.vocab_size)
+    return batch

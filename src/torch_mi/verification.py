@@ -12,7 +12,7 @@ from torch_mi.errors import MIError, ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 from torch_mi.results import Result, text_of
 
@@ -120,7 +120,7 @@ def _default_prompts(model: MIModel) -> list[Prompt]:
 
 
 def _check(model: MIModel, reference: Any, prompt: Prompt) -> PromptCheck:
-    tokens = model.read_prompt(prompt).tokens.to(model.device)
+    tokens = batch_of(model, prompt).tokens.to(model.device)
     ours = model.forward(tokens, HookSpec().capture(HookPoint.ResidPre, HookPoint.ResidMid))
     with torch.no_grad():
         theirs = reference(tokens, output_hidden_states=True, use_cache=False)

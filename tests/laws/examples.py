@@ -10,10 +10,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from torch_mi.families import FAMILIES
 from torch_mi.hooks.coordinates import AXIS, At
 from torch_mi.hooks.point import HookPoint
 from torch_mi.model import MIModel
-from torch_mi.families import FAMILIES
 from torch_mi.testing import random_tokens, tiny
 
 NAME = {axis: name for name, axes in AXIS.items() for axis in axes}

@@ -166,7 +166,7 @@ def test_bfloat16_rounds_no_worse_than_transformers(case: hf.Case) -> None:
     """Coarse: both are a few per cent away from float32, and ours is not much farther.
 
     Where rounding decides which expert sees a token, the two are about as far from each other as
-    two experts are: of a model with experts, the quarter of the tokens that differ most is left out.
+    two experts are: of a model with experts, the quarter of tokens that differ most is left out.
     """
     theirs = hf.build(case)
     tokens = prompt(2, 14)

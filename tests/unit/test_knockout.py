@@ -16,6 +16,7 @@ from torch_mi.analysis.edges import (
     expanded,
 )
 from torch_mi.analysis.knockout import AblationResult, knockout, knockout_grid
+from torch_mi.model import batch_of
 from torch_mi.testing import tiny
 
 FAMILIES = ["llama", "gemma2", "phi3", "gpt2", "bloom", "starcoder2"]
@@ -80,7 +81,7 @@ def test_masks():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hooks_do_what_the_mask_says(family: str):
     model, text = tiny(family), "abcdef"
-    length = len(model.read_prompt(text).rows()[0])
+    length = len(batch_of(model, text).rows()[0])
     spec = KnockoutSpec().layer(0, 2).head(1, 3).edge(4, 2).to_position(1).from_position(-1)
     spec = spec.edge(-2, 0)
     mask = create_knockout_mask(spec, model.num_heads, length)

@@ -3,6 +3,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,7 +125,8 @@ def test_noise_is_read_at_chance_and_results_are_saved(tmp_path: Path) -> None:
     assert loaded.to_dict() == found.to_dict()
     assert "selectivity" in repr(found)
     assert len(found.to_pandas()) == 3
-    assert len(found.plot().data) == 2
+    figure: Any = found.plot()
+    assert len(figure.data) == 2
     assert found.best()[0] in found.hooks
 
 

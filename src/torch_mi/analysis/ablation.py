@@ -19,7 +19,7 @@ from torch_mi.hooks.coordinates import At, Place
 from torch_mi.hooks.interventions import Replace
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 from torch_mi.results import text_of
 from torch_mi.sweeps.grid import Coordinate, Grid
@@ -57,9 +57,9 @@ def ablate(  # noqa: PLR0913 - an experiment is made of choices
     "resample" what a reference prompt of the same length has there, drawn by `seed`. Without
     `reference`, the prompts themselves are it, and none is resampled from itself.
     """
-    rows = model.read_prompt(prompts).rows()
-    others = rows if reference is None else model.read_prompt(reference).rows()
-    pairs = Pairs(model.read_prompt(prompts), model.read_prompt(prompts), noising=False)
+    rows = batch_of(model, prompts).rows()
+    others = rows if reference is None else batch_of(model, reference).rows()
+    pairs = Pairs(batch_of(model, prompts), batch_of(model, prompts), noising=False)
     cut = _cut(model, at, by, layers, pairs)
     source = Source(model, cut.hooks, rows, others, method, seed, itself=reference is None)
     found = sweep(
@@ -96,8 +96,8 @@ def ablate_together(  # noqa: PLR0913 - an experiment is made of choices
     progress: bool | None = None,
 ) -> Grid:
     """The score with each group of parts taken out at once; a part is (layer, head or neuron)."""
-    rows = model.read_prompt(prompts).rows()
-    others = rows if reference is None else model.read_prompt(reference).rows()
+    rows = batch_of(model, prompts).rows()
+    others = rows if reference is None else batch_of(model, reference).rows()
     point, axis = _point(at), _part(at)
     hooks = _hooks(model, point, groups)
     source = Source(model, hooks, rows, others, method, seed, itself=reference is None)

@@ -21,7 +21,7 @@ from torch_mi.hooks.interventions import Add
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 from torch_mi.results import Result, data_frame, floats, position_in, text_of
 from torch_mi.sweeps.grid import Coordinate, Grid
@@ -112,7 +112,7 @@ def directions(
     rows: list[list[list[int]]] = []
     manifest: Manifest | None = None
     for side in (positive, negative):
-        rows.append(model.read_prompt(side).rows())
+        rows.append(batch_of(model, side).rows())
         total = torch.zeros(len(chosen), model.hidden_size, dtype=torch.float64)
         for row in rows[-1]:
             at = position_in(len(row), position)
@@ -140,7 +140,7 @@ def steering_grid(  # noqa: PLR0913 - an experiment is made of choices
     progress: bool | None = None,
 ) -> Grid:
     """The score with a direction added at `pos` after each of its layers, at each strength."""
-    rows = model.read_prompt(prompts).rows()
+    rows = batch_of(model, prompts).rows()
     specs = [along.spec(layer, s, pos) for layer, s in product(along.layers, strengths)]
     found = sweep(
         model, rows, specs, metric, position=position, checkpoint=checkpoint, progress=progress

@@ -20,7 +20,7 @@ from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 from torch_mi.results import Result, data_frame, floats, pieces_of, position_in, text_of
 
@@ -124,7 +124,7 @@ def attribute(
 
     At one `position` of one prompt; biases have their own rows.
     """
-    batch = model.read_prompt(prompt)
+    batch = batch_of(model, prompt)
     if len(batch.tokens) != 1:
         raise ModelError(f"attribute takes one prompt, got {len(batch.tokens)}")
     place = position_in(batch.shape[1], position)

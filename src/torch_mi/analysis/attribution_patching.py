@@ -33,7 +33,7 @@ from torch_mi.hooks.interventions import Add
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 from torch_mi.results import Result, data_frame, floats
 from torch_mi.sweeps.grid import Grid
@@ -182,7 +182,7 @@ def twos(
         items = tuple(range(first, min(first + each, count)))
 
         def some(rows: list[list[int]], items: tuple[int, ...] = items) -> Reading:
-            batch = model.read_prompt([rows[i] for i in items])
+            batch = batch_of(model, [rows[i] for i in items])
             return Reading(model, batch, metric, position, items, count)
 
         yield Twos(some(edited), some(source))

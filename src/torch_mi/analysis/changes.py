@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_mi.errors import InterventionError, ModelError
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 from torch_mi.results import Result, data_frame, floats, pieces_of, position_in
 from torch_mi.types import numbers
@@ -155,7 +155,7 @@ def contrast(model: MIModel, prompt: Prompt, spec: HookSpec, position: int) -> C
 
 def one_prompt(model: MIModel, prompt: Prompt) -> list[int]:
     """The token ids of the only prompt."""
-    rows = model.read_prompt(prompt).rows()
+    rows = batch_of(model, prompt).rows()
     if len(rows) != 1:
         raise ModelError(f"this takes one prompt, not {len(rows)}")
     return rows[0]

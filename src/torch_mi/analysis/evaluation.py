@@ -68,13 +68,15 @@ class InductionLoss(Result):
     def to_pandas(self) -> Any:
         """A DataFrame with a row for each token (needs pandas)."""
         count = len(self.losses) - 2 * self.length
-        return data_frame(
-            [
-                {"showing": 1 + (i - count) // self.length, "token": (i - count) % self.length}
-                | {"loss": loss}
-                for i, loss in enumerate(floats(self.losses))
-            ]
-        )
+        rows: list[dict[str, object]] = [
+            {
+                "showing": 1 + (i - count) // self.length,
+                "token": (i - count) % self.length,
+                "loss": loss,
+            }
+            for i, loss in enumerate(floats(self.losses))
+        ]
+        return data_frame(rows)
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -133,7 +135,10 @@ class Sanity(Result):
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row for each item (needs pandas)."""
-        return data_frame([asdict(item) | {"passed": item.passed} for item in self.items])
+        rows: list[dict[str, object]] = [
+            {**asdict(item), "passed": item.passed} for item in self.items
+        ]
+        return data_frame(rows)
 
     def to_dict(self) -> dict[str, object]:
         return {

@@ -8,7 +8,7 @@ to where its largest entry is positive.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch_mi.errors import HookError, ModelError
 from torch_mi.hooks.point import Hook
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 from torch_mi.results import Result, data_frame, floats, pieces_of, position_in, text_of
 
@@ -86,12 +86,11 @@ class Pca(Result):
         if self.projections is None:
             pairs = zip(floats(self.eigenvalues), floats(self.ratios), strict=True)
             return data_frame([{"eigenvalue": value, "ratio": ratio} for value, ratio in pairs])
-        return data_frame(
-            [
-                asdict(sample) | {f"pc{i}": value for i, value in enumerate(floats(row))}
-                for sample, row in zip(self.samples, self.projections, strict=True)
-            ]
-        )
+        rows: list[dict[str, object]] = [
+            {**asdict(sample), **{f"pc{i}": value for i, value in enumerate(floats(row))}}
+            for sample, row in zip(self.samples, self.projections, strict=True)
+        ]
+        return data_frame(rows)
 
     def to_dict(self) -> dict[str, object]:
         along = self.projections
@@ -158,7 +157,8 @@ def pca(rows: Tensor, k: int = 3, *, n_omit: int = 0) -> Pca:
 
 def _directions(centred: Tensor) -> tuple[Tensor, Tensor]:
     """The spread along each direction [rank] and the directions [rank width]."""
-    _, sigma, rows = torch.linalg.svd(centred, full_matrices=False)
+    parts = cast("tuple[Tensor, ...]", torch.linalg.svd(centred, full_matrices=False))  # pyright: ignore[reportUnknownMemberType] - torch's stub
+    sigma, rows = parts[1:]
     tiny = float(sigma.max()) * max(centred.shape) * torch.finfo(sigma.dtype).eps
     keep = sigma > tiny
     sigma, rows = sigma[keep], rows[keep]
@@ -197,7 +197,7 @@ def activations(
     Positions are counted without padding, negative from the end.
     """
     hooks = [_one_vector(Hook.parse(where)) for where in at]
-    batch = model.read_prompt(prompts)
+    batch = batch_of(model, prompts)
     layers = [hook.layer for hook in hooks if hook.layer is not None]
     stop = max(layers) + 1 if len(layers) == len(hooks) else None
     rows: dict[str, list[Tensor]] = {hook: [] for hook in hooks}

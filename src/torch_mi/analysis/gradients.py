@@ -19,7 +19,7 @@ from torch_mi.hooks.interventions import Intervention
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.partial import hooks_of
 from torch_mi.prompts import Batch, Prompt, spelt
 from torch_mi.results import Result, data_frame, floats, pieces_of
@@ -140,7 +140,7 @@ def gradients(
     left out. The run is that with `spec`. Scores are read at `position`, the last unless given;
     of several positions the mean is taken.
     """
-    batch = model.read_prompt(prompts)
+    batch = batch_of(model, prompts)
     hooks = differentiable(model, [at] if isinstance(at, str) else at)
     count = len(batch.tokens)
     reading = Reading(model, batch, as_metric(metric), position, tuple(range(count)), count)

@@ -26,6 +26,7 @@ from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
 from torch_mi.results import Result, data_frame, floats, predicts_tokens
+from torch_mi.types import numbers
 
 FORM = "torch-mi heads 1"
 LOOKS_BACK: dict[str, str] = {
@@ -125,7 +126,7 @@ def find_heads(
         raise ModelError(f"length={length} needs to be at least 2, repeats={repeats} at least 1")
     tokens, start = repeated(model, length, repeats, seed)
     if kind == "copying":
-        scores, manifest = _copying(model, tokens[:, start : start + length].unique())
+        scores, manifest = _copying(model, _distinct(tokens[:, start : start + length]))
         chance = TOP / model.vocab_size
     else:
         back = {"induction": length - 1, "previous_token": 1, "duplicate_token": length}[kind]
@@ -153,6 +154,11 @@ def _looking(model: MIModel, tokens: Tensor, query: Tensor, back: int) -> tuple[
         for layer in range(model.num_layers)
     ]
     return torch.stack(looked), cache.manifest
+
+
+def _distinct(tokens: Tensor) -> Tensor:
+    """Each of these tokens once."""
+    return torch.tensor(sorted(set(numbers(tokens.flatten()))), device=tokens.device)
 
 
 def _copying(model: MIModel, tokens: Tensor) -> tuple[Tensor, Manifest]:

@@ -18,7 +18,7 @@ from torch_mi.analysis.edges import (
 from torch_mi.errors import InterventionError, did_you_mean
 from torch_mi.hooks.coordinates import Place
 from torch_mi.hooks.spec import HookSpec
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 from torch_mi.results import text_of
 from torch_mi.sweeps.grid import Coordinate, Grid
@@ -74,7 +74,7 @@ def knockout_grid(  # noqa: PLR0913 - an experiment is made of choices
 
     `by` is `("layer",)` or `("layer", "head")`; `("head",)` takes a head out of all layers at once.
     """
-    rows = model.read_prompt(prompts).rows()
+    rows = batch_of(model, prompts).rows()
     axes = _axes(model, spec, by)
     places = [dict(zip(axes, place, strict=True)) for place in product(*axes.values())]
 

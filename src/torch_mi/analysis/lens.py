@@ -8,11 +8,12 @@ from typing import Any, Literal, Self, cast, overload
 import torch
 from torch import Tensor
 
+from torch_mi.analysis.tuned_lens import TunedLens
 from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Batch, Prompt
 from torch_mi.results import (
     Result,
@@ -86,6 +87,7 @@ class LogitLensResult(Result):
     target: tuple[int, str] | None
     """Id and text of the token whose rank and probability are followed, if there is one."""
     manifest: Manifest
+    lens: str = "logit lens"
 
     @property
     def layers(self) -> list[int]:
@@ -140,6 +142,7 @@ class LogitLensResult(Result):
         """This, as JSON values; `layers` holds one entry for each layer and position."""
         return {
             "format": FORM,
+            "lens": self.lens,
             "model_id": self.model_id,
             "prompt": self.prompt,
             "token_ids": list(self.token_ids),
@@ -168,6 +171,7 @@ class LogitLensResult(Result):
             tuple(map(_reading_from_dict, data["layers"])),
             None if target is None else (target["token_id"], target["token"]),
             Manifest.from_dict(data["manifest"]),
+            data.get("lens", "logit lens"),
         )
 
     def _target_readings(self, position: int | None) -> list[TargetReading]:
@@ -206,6 +210,7 @@ def logit_lens(
     position: Positions = -1,
     target: str | int | None = None,
     embedding: bool = False,
+    tuned: TunedLens | None = None,
 ) -> LogitLensResult: ...
 @overload
 def logit_lens(
@@ -216,8 +221,9 @@ def logit_lens(
     position: Positions = -1,
     target: str | int | None = None,
     embedding: bool = False,
+    tuned: TunedLens | None = None,
 ) -> list[LogitLensResult]: ...
-def logit_lens(
+def logit_lens(  # noqa: PLR0913 - the options are the interface
     model: MIModel,
     prompt: Prompt | list[Tensor] | list[OnePrompt],
     *,
@@ -225,13 +231,15 @@ def logit_lens(
     position: Positions = -1,
     target: str | int | None = None,
     embedding: bool = False,
+    tuned: TunedLens | None = None,
 ) -> LogitLensResult | list[LogitLensResult]:
     """Each layer's residual stream, through the final norm, read as a distribution over tokens.
 
     One prompt (text, or token ids [pos] or [1 pos]) gives one result, a list of prompts a list of
     them, run as one batch. `position` is counted without padding, negative from the end, or is
     "all"; `target` is a token to follow through the layers; `embedding` adds the embedding as
-    layer -1. The last layer's reading is the model's own output.
+    layer -1. The last layer's reading is the model's own output. A `tuned` lens translates the
+    other layers' streams before they are read.
     """
     logits = model.backend.sizes["vocab"]
     if not 1 <= top_k <= logits:
@@ -239,10 +247,12 @@ def logit_lens(
     if not (isinstance(position, int) or position == "all"):
         raise ModelError(f"position={position!r} is neither a number nor 'all'")
     followed = None if target is None else model.token_id(target, output=True)
-    batch = model.read_prompt(_plain(prompt))
+    batch = batch_of(model, _plain(prompt))
     if isinstance(prompt, Tensor) and len(batch.tokens) > 1:
         raise ModelError(f"a tensor of {len(batch.tokens)} prompts; give list(tokens) for several")
-    looking = _Lens(model, top_k, position, followed, embedding)
+    if tuned is not None:
+        tuned.fit(model)
+    looking = _Lens(model, top_k, position, followed, embedding, tuned)
     results = looking.results(batch, _texts(prompt))
     one = isinstance(prompt, str | Tensor) or all(isinstance(item, int) for item in prompt)
     return results[0] if one else results
@@ -257,6 +267,7 @@ class _Lens:
     position: Positions
     target: int | None
     embedding: bool
+    tuned: TunedLens | None = None
 
     def results(self, batch: Batch, texts: Sequence[object]) -> list[LogitLensResult]:
         spec = HookSpec().capture(HookPoint.ResidPost)
@@ -267,6 +278,8 @@ class _Lens:
         depth = cache.stack(HookPoint.ResidPost)
         if self.embedding:
             depth = torch.cat([cache.stack(HookPoint.ResidPre), depth])
+        if self.tuned is not None:
+            depth = self.tuned.translate(depth, EMBEDDING if self.embedding else 0)
         return [
             self._result(depth[:, row, -len(ids) :], ids, texts[row], cache.manifest)
             for row, ids in enumerate(batch.rows())
@@ -295,6 +308,7 @@ class _Lens:
             readings=tuple(self._readings(depth[:, places], places)),
             target=target,
             manifest=replace(manifest, tokens=[ids]),
+            lens="logit lens" if self.tuned is None else "tuned lens",
         )
 
     def _readings(self, depth: Tensor, places: list[int]) -> Iterator[LensReading]:

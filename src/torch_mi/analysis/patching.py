@@ -21,7 +21,7 @@ from torch_mi.hooks.coordinates import NAME, At, Place
 from torch_mi.hooks.interventions import Replace
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Batch, Prompt
 from torch_mi.results import pieces_of, text_of
 from torch_mi.sweeps.grid import Coordinate, Grid
@@ -236,7 +236,7 @@ def read_pairs(model: MIModel, clean: Prompt, corrupted: Prompt, direction: Dire
     """Both sides as token ids, pair by pair equally long."""
     if direction not in ("denoising", "noising"):
         raise InterventionError(f"direction={direction!r} is neither 'denoising' nor 'noising'")
-    good, bad = model.read_prompt(clean), model.read_prompt(corrupted)
+    good, bad = batch_of(model, clean), batch_of(model, corrupted)
     if len(good.tokens) != len(bad.tokens):
         raise InterventionError(
             f"patch compares prompts in pairs, not {len(good.tokens)} with {len(bad.tokens)}"

@@ -10,6 +10,8 @@ does better on the task than on the control.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -27,6 +29,7 @@ from torch_mi.types import numbers
 FORM = "torch-mi probes 1"
 KINDS = ("logistic", "ridge")
 Label = str | int | float
+SKLEARN = ("linear_model", "model_selection", "pipeline", "preprocessing")
 CONTROLS = ("token", "prompt", "none")
 
 
@@ -180,7 +183,7 @@ def probe(
         scores=scores,
         controls=controls,
         chance=max(counts) / len(wanted) if how.kind == "logistic" else 0.0,
-        classes=tuple(sorted(set(wanted))) if how.kind == "logistic" else (),  # pyright: ignore[reportArgumentType] - of one kind, as checked
+        classes=tuple(sorted(set(wanted))) if how.kind == "logistic" else (),
         directions=torch.stack(directions),
         samples=len(samples),
         manifest=found.manifest,
@@ -224,13 +227,11 @@ def _labels(
 def _sklearn() -> Any:
     """scikit-learn, if it is installed."""
     try:
-        import sklearn.linear_model  # noqa: PLC0415 - an optional extra
-        import sklearn.model_selection  # noqa: PLC0415
-        import sklearn.pipeline  # noqa: PLC0415
-        import sklearn.preprocessing  # noqa: PLC0415
+        # by name: scikit-learn is an optional extra, and hardly typed
+        parts = [import_module(f"sklearn.{name}") for name in SKLEARN]
     except ImportError as cause:
         raise MIError("probes need scikit-learn: pip install torch-mi[probing]") from cause
-    return sklearn
+    return SimpleNamespace(**dict(zip(SKLEARN, parts, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)

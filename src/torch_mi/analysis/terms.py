@@ -16,7 +16,7 @@ from torch_mi.errors import ModelError, did_you_mean
 from torch_mi.hooks.interventions import Replace
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 
 P = HookPoint
@@ -214,7 +214,7 @@ def check_split(model: MIModel, split: str | Collection[str]) -> frozenset[str]:
 
 def run_for(model: MIModel, prompt: Prompt, split: frozenset[str], more: HookSpec) -> HookCache:
     """A run of one prompt that has captured what its terms are read from."""
-    batch = model.read_prompt(prompt)
+    batch = batch_of(model, prompt)
     if len(batch.tokens) != 1:
         raise ModelError(f"one prompt at a time, got {len(batch.tokens)}")
     offered = model.backend.hook_points

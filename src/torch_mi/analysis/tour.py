@@ -21,11 +21,11 @@ from torch_mi.hooks.coordinates import At
 from torch_mi.hooks.interventions import Knockout
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.results import floats, pieces_of, special_in
-from torch_mi.sweeps.run import score_cells
 from torch_mi.sweeps.grid import Grid
 from torch_mi.sweeps.metrics import prob
+from torch_mi.sweeps.run import score_cells
 from torch_mi.types import numbers
 
 PAIRS = (
@@ -253,7 +253,7 @@ def _is_word(piece: str) -> bool:
 def cut_edges(model: MIModel, pair: Pair) -> CutEdge:
     """Cut each attention edge from the last token; keep the one that the answer misses most."""
     tokens = model.encode(pair.clean)
-    ids = model.read_prompt(tokens).rows()[0]
+    ids = batch_of(model, tokens).rows()[0]
     metric = prob(pair.answer.token_id)
     layers, keys = range(model.num_layers), range(len(ids))
     cells = [knockout(layer, key) for layer, key in product(layers, keys)]

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from typer.main import get_command
 
+from torch_mi.cli.attention import attention
 from torch_mi.cli.attribute import attribute
 from torch_mi.cli.check import check
 from torch_mi.cli.demo import demo
@@ -84,6 +85,7 @@ VERBS = (
     knockout,
     steer,
     attribute,
+    attention,
     heads,
     edges,
     generate,

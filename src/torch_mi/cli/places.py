@@ -10,7 +10,8 @@ from torch_mi.errors import InterventionError
 
 if TYPE_CHECKING:
     from torch_mi.analysis.edges import AttentionEdge
-    from torch_mi.model import MIModel
+    from torch_mi.model import batch_of
+from torch_mi.model import MIModel
 
 Strings = list[str] | None
 Edge = Annotated[
@@ -69,7 +70,7 @@ def position(model: "MIModel", prompt: str, place: str) -> int:
 
     if re.fullmatch(r"-?\d+", place):
         return int(place)
-    ids = model.read_prompt(prompt).rows()[0]
+    ids = batch_of(model, prompt).rows()[0]
     return Token(place).find(spelt(model.tokenizer, ids))
 
 

@@ -113,7 +113,9 @@ class Session:
         from torch_mi.hooks.spec import HookSpec  # noqa: PLC0415
 
         if more_tokens > 0:
-            rows = model.read_prompt(prompt).rows()
+            from torch_mi.model import batch_of  # noqa: PLC0415 - torch loads late
+
+            rows = batch_of(model, prompt).rows()
             prompt = [row + row[-1:] * more_tokens for row in rows]
         short = shortage(model, prompt, HookSpec().capture(*points), keep=more_tokens > 0)
         if short:

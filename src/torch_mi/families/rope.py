@@ -180,8 +180,7 @@ class RopeRule:
                 f"only, where it is absent and counts as {self.context}"
             )
         said = (top, self.context, nested, longest)
-        context = next(each for each in said if each is not None)
-        return context
+        return next(each for each in said if each is not None)
 
 
 def flatten(c: Reader) -> list[Reader]:

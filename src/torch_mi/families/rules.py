@@ -62,10 +62,12 @@ class Reader:
                 f"where {JSON_NAMES[kind]} is needed"
             )
         if isinstance(value, int) and abs(value) > MOST.get(key, EXACT):
-            raise ConfigError(f"{self.name} has {self.called(key)} = {brief(value)}, beyond any model")
+            raise ConfigError(
+                f"{self.name} has {self.called(key)} = {brief(value)}, beyond any model"
+            )
         return value
 
-    def _real(self, key: str, value: int | float) -> float:
+    def _real(self, key: str, value: int | float) -> float:  # noqa: PYI041 - checked as written
         """A number that can be computed with: JSON as Python reads it has others."""
         try:
             real = float(value)

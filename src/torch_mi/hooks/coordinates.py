@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Which part of an activation is meant: rows, positions, heads, neurons, experts, edges of attention.
+"""Which part of an activation is meant: rows, positions, heads, neurons, experts, attention edges.
 
 Positions are counted unpadded, per row, negative from the end; they may also be named by the text
 that stands there. `Frame` is what coordinates are measured against: the shape of one run.

@@ -63,7 +63,7 @@ def _lens(result: LogitLensResult, width: int = WIDTH) -> "RenderableType":
     from rich.text import Text  # noqa: PLC0415
 
     head = Text.assemble(
-        ("logit lens", "bold"), f" · {result.model_id} · ", (one_line(result.prompt, 48), "italic")
+        (result.lens, "bold"), f" · {result.model_id} · ", (one_line(result.prompt, 48), "italic")
     )
     return Group(
         head, _by_position(result, width) if len(result.positions) > 1 else _by_rank(result, width)

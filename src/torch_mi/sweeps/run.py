@@ -21,7 +21,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.manifest import Manifest
 from torch_mi.memory import available_bytes
-from torch_mi.model import MIModel
+from torch_mi.model import MIModel, batch_of
 from torch_mi.partial import Record, can_cut, record
 from torch_mi.prompts import Prompt
 from torch_mi.sweeps.execute import (
@@ -325,7 +325,7 @@ def _job(
     model: MIModel, prompts: Prompt, specs: Specs, metric: Metric | Judge, position: Place
 ) -> Job:
     """A sweep that has not begun."""
-    rows = [torch.tensor([row]) for row in model.read_prompt(prompts).rows()]
+    rows = [torch.tensor([row]) for row in batch_of(model, prompts).rows()]
     judge = as_metric(metric)
     if callable(specs):
         of = specs
