@@ -26,7 +26,7 @@ def test_patterns_are_those_of_each_prompt_alone(family: str) -> None:
         assert torch.allclose(each.patterns.sum(-1), torch.ones(2, 2, len(each.tokens)), atol=1e-5)
         assert each.tokens == tuple(model.to_str_tokens(prompt))
     whole = attention(model, "abc")
-    assert whole.patterns.shape == (3, 6, 4, 4)
+    assert whole.patterns.shape == (3, model.num_heads, 4, 4)
 
 
 def test_questions_about_a_pattern() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """`torch-mi logit-lens`."""
 
+from pathlib import Path
 from typing import Annotated
 
 from typer import BadParameter, Option
@@ -28,6 +29,10 @@ Position = Annotated[
         help="The token to read after, negative from the end; or all of them.",
     ),
 ]
+Tuned = Annotated[
+    Path | None,
+    Option("--tuned", metavar="FOLDER", help="A tuned lens, made for this model, to read with."),
+]
 Embedding = Annotated[bool, Option("--embedding", help="Begin with the embedding, before layer 0.")]
 
 
@@ -39,6 +44,7 @@ def logit_lens(  # noqa: PLR0913 - the options are the interface
     target: Target = None,
     position: Position = "-1",
     embedding: Embedding = False,
+    tuned: Tuned = None,
     json: options.Json = None,
     html: options.Html = None,
     device: options.Device = None,
@@ -56,6 +62,7 @@ def logit_lens(  # noqa: PLR0913 - the options are the interface
     loaded = session.load(model, device, dtype, seed, adapter)
     from torch_mi import show  # noqa: PLC0415 - `--help` must not pay for torch
     from torch_mi.analysis import lens  # noqa: PLC0415
+    from torch_mi.analysis.tuned_lens import TunedLens  # noqa: PLC0415
     from torch_mi.hooks.point import HookPoint  # noqa: PLC0415
 
     session.weigh(loaded, prompt, HookPoint.ResidPost)
@@ -67,6 +74,7 @@ def logit_lens(  # noqa: PLR0913 - the options are the interface
             position="all" if position == "all" else int(position),
             target=target,
             embedding=embedding,
+            tuned=None if tuned is None else TunedLens.load(tuned),
         )
     one = results[0].to_dict() if len(results) == 1 else None
     session.write_json(one or {"results": [result.to_dict() for result in results]})
