@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Attention patterns of prompts of any length are those of each prompt alone."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +70,27 @@ def test_wrong_requests_say_what_is_right() -> None:
         attention(model, "abc", heads=[-1])
     with pytest.raises(mi.ModelError, match="one prompt, got 2"):
         attention(model, ["abc", "de"])
+
+
+def test_the_verb_says_and_writes_what_the_function_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch_mi.cli.main import main  # noqa: PLC0415
+
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    file, page = tmp_path / "a.json", tmp_path / "a.html"
+    said = ["The cat", "A dog is", "--layer", "2", "--head", "1", "--head", "3"]
+    monkeypatch.setattr(
+        sys, "argv", ["torch-mi", "attention", *said, "--json", str(file), "--html", str(page)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "looks most at" in capsys.readouterr().out
+    written = json.loads(file.read_text())["results"]
+    model = mi.MIModel.from_pretrained("demo")
+    for saved, prompt in zip(written, ["The cat", "A dog is"], strict=True):
+        found = attention(model, prompt, layers=2, heads=[1, 3])
+        assert found.prompt == prompt
+        assert torch.allclose(torch.tensor(saved["patterns"]), found.patterns, atol=1e-5)
+    assert "A dog is" in page.read_text()

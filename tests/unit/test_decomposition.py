@@ -161,3 +161,18 @@ def test_the_demo_model_says_paris_by_its_parts() -> None:
     logits = model.forward("The capital of France is").output[0, -1]
     lead = logits[model.token_id(" Paris")] - logits[model.token_id(" Rome")]
     assert float(found.logits[0]) == pytest.approx(float(lead), abs=1e-3)
+
+
+@pytest.mark.parametrize(("width", "outputs"), [(0, None), (16, None), (0, 2)])
+def test_toy_transformers_come_apart(width: int, outputs: int | None) -> None:
+    """Attention alone, and logits that do not stand for tokens."""
+    cfg = mi.TransformerConfig.toy(
+        vocab_size=11, num_layers=2, hidden_size=8, num_attention_heads=2,
+        intermediate_size=width, output_vocab_size=outputs,
+    )  # fmt: skip
+    model, ids = mi.MIModel.from_config(cfg), torch.tensor([[1, 2, 3]])
+    assert decompose_resid(model, ids).error < 1e-5
+    found = logit_attrs(model, ids, target=1, position="all")
+    assert found.error < 1e-4
+    assert torch.allclose(found.logits, model.forward(ids).output[0, :, 1], atol=1e-4)
+    assert mi.attribute(model, ids, target=1).plot().data

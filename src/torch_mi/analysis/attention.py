@@ -145,17 +145,17 @@ def attentions(
     cache = model.forward(batch.tokens, spec, attention_mask=batch.real, stop=max(chosen) + 1)
     out: list[AttentionPatterns] = []
     for row, ids in enumerate(batch.rows()):
-        seen = slice(-len(ids), None)
+        seen, special = slice(-len(ids), None), special_in(model, ids)
         found = [
             cache[HookPoint.AttnPattern(layer)][row, list(some), seen, seen] for layer in chosen
         ]
         out.append(
             AttentionPatterns(
                 model_id=model.origin.model_id,
-                prompt=text_of(model, ids),
+                prompt=text_of(model, [i for i, odd in zip(ids, special, strict=True) if not odd]),
                 token_ids=tuple(ids),
                 tokens=pieces_of(model, ids),
-                special=special_in(model, ids),
+                special=special,
                 layers=chosen,
                 heads=some,
                 patterns=torch.stack(found).detach().float().cpu(),

@@ -53,7 +53,9 @@ def _heat(
         values=rows,
         rows=names,
         columns=tick_labels(words.tokens, words.special),
-        words=[[f"{v:+.2f}" if signed else f"{v:.3g}" for v in row] for row in rows],
+        words=[
+            [f"{round(v, 2) + 0.0:+.2f}" if signed else f"{v:.3g}" for v in row] for row in rows
+        ],
         hover=[
             [f"{name} at {markup(token)}: {v:.4g}" for token, v in _pairs(words, row)]
             for name, row in zip(names, rows, strict=True)
@@ -67,6 +69,11 @@ def _heat(
         title=title,
         percent=False,
     ).figure()
+
+
+def _written(value: float, *, signed: bool) -> str:
+    """A value in its cell; nothing is neither for nor against."""
+    return f"{round(value, 2) + 0.0:+.2f}" if signed else f"{value:.3g}"
 
 
 def _pairs(words: Words, row: Sequence[float]) -> list[tuple[str, float]]:

@@ -205,7 +205,7 @@ def _attribution(result: Attribution) -> "Figure":
     """Layers upwards; heads and the MLP across; the embedding is in the title."""
     heads = [floats(row) for row in result.heads()]
     mlps = {share.layer: share.value for share in result.shares if share.kind == "mlp"}
-    rows = [[*row, mlps[i]] for i, row in enumerate(heads)]
+    rows = [[*row, mlps.get(i, 0.0)] for i, row in enumerate(heads)]
     names = [*(str(i) for i in range(len(heads[0]))), "MLP"]
     reach = max(abs(value) for row in rows for value in row) or 1.0
     versus = "" if result.versus is None else f" over {markup(result.versus)}"
