@@ -71,11 +71,6 @@ def _heat(
     ).figure()
 
 
-def _written(value: float, *, signed: bool) -> str:
-    """A value in its cell; nothing is neither for nor against."""
-    return f"{round(value, 2) + 0.0:+.2f}" if signed else f"{value:.3g}"
-
-
 def _pairs(words: Words, row: Sequence[float]) -> list[tuple[str, float]]:
     return list(zip(words.tokens, row, strict=True))
 
