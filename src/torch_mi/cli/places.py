@@ -10,8 +10,7 @@ from torch_mi.errors import InterventionError
 
 if TYPE_CHECKING:
     from torch_mi.analysis.edges import AttentionEdge
-    from torch_mi.model import batch_of
-from torch_mi.model import MIModel
+    from torch_mi.model import MIModel
 
 Strings = list[str] | None
 Edge = Annotated[
@@ -70,6 +69,8 @@ def position(model: "MIModel", prompt: str, place: str) -> int:
 
     if re.fullmatch(r"-?\d+", place):
         return int(place)
+    from torch_mi.model import batch_of  # noqa: PLC0415 - torch loads late
+
     ids = batch_of(model, prompt).rows()[0]
     return Token(place).find(spelt(model.tokenizer, ids))
 
