@@ -5,20 +5,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_mi.nn.recurrence_chunks import chunked
 from torch_mi.nn.recurrence_steps import stepwise
 from torch_mi.nn.recurrence_terms import Outcome, Recurrence, State
 
 __all__ = ["Recurrence", "chunked", "effective", "recur", "stepwise"]
 
+SHORT = 16
+"""Up to this many positions, one after the other is faster."""
+
 
 def recur(r: Recurrence, state: State | None) -> Outcome:
     """What is read and the last state, by whichever form is faster for this many positions."""
-    return stepwise(r, state)
-
-
-def chunked(r: Recurrence, state: State | None) -> Outcome:
-    """What is read and the last state, many positions at a time."""
-    return stepwise(r, state)
+    long = r.length > SHORT and r.v.shape[-1] > 1
+    return (chunked if long else stepwise)(r, state)
 
 
 def effective(r: Recurrence) -> Float[Tensor, "batch head query key"]:
