@@ -66,7 +66,8 @@ def _cut(x: Tensor, size: int, r: Recurrence) -> Tensor:
     elif missing := -length % size:
         x = pad(x, (0, 0, 0, 0, 0, missing))
     x = split(x.expand(batch, -1, heads, -1), 1, (-1, size))
-    return x.permute(1, 0, 3, 2, 4).reshape(x.shape[1], batch * heads, size, x.shape[-1])
+    x = x.permute(1, 0, 3, 2, 4).contiguous()  # or every product would copy it
+    return x.flatten(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +209,9 @@ def inverse(lower: Tensor) -> Tensor:
     if size <= SOLVED:
         unit = torch.eye(size, dtype=lower.dtype, device=lower.device)
         solve = torch.linalg.solve_triangular  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - torch's stub
-        solved = solve(unit - lower, unit.expand_as(lower), upper=False, unitriangular=True)
-        return cast("Tensor", solved)
+        return cast(
+            "Tensor", solve(unit - lower, unit.expand_as(lower), upper=False, unitriangular=True)
+        )
     half = size // 2
     corners = torch.stack([lower[..., :half, :half], lower[..., half:, half:]], 2)
     both = inverse(corners)
