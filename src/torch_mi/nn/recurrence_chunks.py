@@ -1,219 +1,52 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """A linear recurrence by chunks: matrix products within, one short step from each to the next.
 
-Within a chunk, y = A v + Q S, and the next state is e^{decay} S + K^T v (Yang et al. 2024,
-arXiv:2312.06635; with an erase term 2406.06484). All of A, Q and K are made for all chunks at once.
+After Yang et al. 2024 (arXiv:2312.06635; with an erase term 2406.06484). All that does not need
+the state is made for all chunks at once.
 """
-
-from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from torch_mi.nn.recurrence_meet import Resolved, cut, resolved
 from torch_mi.nn.recurrence_terms import Outcome, Recurrence, State
 from torch_mi.types import split
 
-LARGEST = 30.0
-"""No e^x with a greater x is ever made."""
-SOLVED = 16
-"""Up to this size a triangular matrix is inverted by substitution, beyond by blocks."""
-SEGMENT = 512
 SIZE = 32
+SEGMENT = 512
+"""So many positions at once: what they need fits into a cache."""
 
 
 def chunked(r: Recurrence, state: State | None) -> Outcome:
     """What is read and the last state, many positions at a time.
 
-    No exponential of more than `LARGEST` is made, whatever the decays; gradients are finite too.
+    Values and gradients are finite whatever the decays, as long as those are at most 0.
     """
-    dtype = r.v.dtype
+    state = r.empty() if state is None else state.to(r.dtype)
     read: list[Tensor] = []
     for start in range(0, r.length, SEGMENT):
-        y, state = _segment(r.part(start, start + SEGMENT).precise(), state)
-        read.append(y.to(dtype))
-    if state is None:
-        return torch.zeros_like(r.v), r.empty()
+        y, state = segment(r.part(start, start + SEGMENT).precise(), state)
+        read.append(y.to(r.v.dtype))
     return (read[0] if len(read) == 1 else torch.cat(read, 1)), state
 
 
-def _segment(r: Recurrence, state: State | None) -> Outcome:
+def segment(r: Recurrence, state: State) -> Outcome:
+    """The same for positions that are looked at together."""
     batch, length, heads, _ = r.q.shape
-    size = SIZE
-    reads = [r.q] if r.alpha is None else [r.q, r.alpha]
-    writes = [r.k] if r.beta is None else [r.k, r.beta]
-    fade = r.decay if not length % size else r.decay.expand(-1, length, -1, -1)
-    met = meet(
-        [_cut(x, size, r) for x in reads],
-        [_cut(x, size, r) for x in writes],
-        _cut(fade, size, r),
-        inclusive=r.inclusive,
-    )
-    v = _cut(r.v, size, r)
-    state = r.empty() if state is None else state.to(r.dtype)
-    y, last = (plain if r.alpha is None else erasing)(met, v, state.flatten(0, 1))
-    y = split(y, 1, (batch, heads)).permute(1, 0, 3, 2, 4)
-    y = y.reshape(batch, -1, heads, v.shape[-1])[:, :length]
-    return y, split(last, 0, (batch, heads))
+    y, last = across(resolved(r, SIZE), cut(r.v, SIZE, r), state.flatten(0, 1))
+    y = split(y, 1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)
+    return y[:, :length], split(last, 0, (batch, heads))
 
 
-def _cut(x: Tensor, size: int, r: Recurrence) -> Tensor:
-    """[chunk, batch x head, place, ...]; one chunk only of what is the same everywhere."""
-    batch, length, heads, _ = r.q.shape
-    if x.shape[1] == 1 < length:
-        x = x.expand(-1, size, -1, -1)
-    elif missing := -length % size:
-        x = pad(x, (0, 0, 0, 0, 0, missing))
-    x = split(x.expand(batch, -1, heads, -1), 1, (-1, size))
-    x = x.permute(1, 0, 3, 2, 4).contiguous()  # or every product would copy it
-    return x.flatten(1, 2)
-
-
-@dataclass(frozen=True, eq=False)
-class Met:
-    """What positions of the same chunk are to each other, and to its two ends."""
-
-    scores: list[list[Tensor]]
-    """For each way to read and to write [chunk row place place], lower triangular."""
-    reads: list[Tensor]
-    """Faded since the chunk's start [chunk row place d_key]."""
-    writes: list[Tensor]
-    """Fading until the chunk's end."""
-    total: Tensor
-    """How much fades from start to end [#chunk row 1 #d_key]."""
-
-
-def meet(reads: list[Tensor], writes: list[Tensor], decay: Tensor, *, inclusive: bool) -> Met:
-    """From small blocks to the whole chunk, each twice as long as the last.
-
-    The later half of a block reads what the earlier half wrote, by the fading up to their border:
-    every factor is at most 1. Where decays are mild, blocks are larger to begin with.
-    """
-    size = decay.shape[-2]
-    block = _mild(decay, size)
-    met = _first(
-        [_blocks(x, block) for x in reads],
-        [_blocks(x, block) for x in writes],
-        _blocks(decay, block),
-        inclusive=inclusive,
-    )
-    while block < size:
-        met, block = _doubled(met), 2 * block
-    return met
-
-
-def _mild(decay: Tensor, size: int) -> int:
-    """The longest block, at most a chunk, over which nothing changes by more than e^LARGEST."""
-    if decay.is_meta:
-        return size
-    low, high = decay.detach().aminmax()
-    sharpest, block = max(-float(low), float(high)), size
-    while block > 1 and block * sharpest > LARGEST:
-        block //= 2
-    return block
-
-
-def _blocks(x: Tensor, block: int) -> Tensor:
-    return x.reshape(x.shape[0], -1, block, x.shape[-1])
-
-
-def _first(reads: list[Tensor], writes: list[Tensor], decay: Tensor, *, inclusive: bool) -> Met:
-    """Blocks whose fading may be undone: e^{a - b} as e^a e^{-b}."""
-    own = [inclusive, False][: len(reads)]
-    if decay.shape[-2] == 1:
-        fade = decay.exp()
-        diagonal = [
-            [(x * y).sum(-1, keepdim=True) * here for y in writes]
-            for x, here in zip(reads, own, strict=True)
-        ]
-        reads = [x * fade if here else x for x, here in zip(reads, own, strict=True)]
-        return Met(diagonal, reads, writes, fade)
-    fade = decay.cumsum(-2).exp()
-    before = pad(fade[..., :-1, :], (0, 0, 1, 0), value=1.0) if not all(own) else fade
-    total, undone = fade[..., -1:, :], fade.reciprocal()
-    reads = [x * (fade if here else before) for x, here in zip(reads, own, strict=True)]
-    lifted = [y * undone for y in writes]
-    scores = [
-        [(x @ y.mT).tril(0 if here else -1) for y in lifted]
-        for x, here in zip(reads, own, strict=True)
-    ]
-    return Met(scores, reads, [y * total for y in lifted], total)
-
-
-def _doubled(met: Met) -> Met:
-    """Blocks of twice the length from pairs of neighbours."""
-    reads = [split(x, 1, (-1, 2)).unbind(2) for x in met.reads]
-    writes = [split(y, 1, (-1, 2)).unbind(2) for y in met.writes]
-    first, second = split(met.total, 1, (-1, 2)).unbind(2)
-    scores = [
-        [
-            _corner(split(known, 1, (-1, 2)), x[1] @ y[0].mT)
-            for y, known in zip(writes, row, strict=True)
-        ]
-        for x, row in zip(reads, met.scores, strict=True)
-    ]
-    return Met(
-        scores,
-        [torch.cat([x[0], x[1] * first], -2) for x in reads],
-        [torch.cat([y[0] * second, y[1]], -2) for y in writes],
-        first * second,
-    )
-
-
-def _corner(pairs: Tensor, lower: Tensor) -> Tensor:
-    """Lower triangular matrices from two on the diagonal and what is below."""
-    first, second = pairs.unbind(2)
-    above = torch.cat([first, torch.zeros_like(first)], -1)
-    return torch.cat([above, torch.cat([lower, second], -1)], -2)
-
-
-def plain(met: Met, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """What is read [chunk row place d_value] and the last state, if nothing is erased."""
-    written = met.writes[0].mT @ v
-    kept = met.total.mT.expand(v.shape[0], -1, -1, -1)
+def across(chunks: Resolved, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """What is read [chunk row place d_value] and the last state [row d_key d_value]."""
+    written = chunks.k.mT @ v
+    total = chunks.total.mT.expand(v.shape[0], -1, -1, -1)
     states: list[Tensor] = []
-    for new, keep in zip(written.unbind(0), kept.unbind(0), strict=True):
+    for i in range(v.shape[0]):
         states.append(state)
-        state = torch.addcmul(new, keep, state)
-    return met.scores[0][0] @ v + met.reads[0] @ torch.stack(states), state
-
-
-def erasing(met: Met, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with an erase term.
-
-    What a chunk erases, P = alpha S + (alpha k) v + (alpha beta) P, is solved for once and put
-    into what is read and written; only alpha S is left for the way from chunk to chunk.
-    """
-    (seen, seen_erased), (found, found_erased) = met.scores
-    (q, alpha), (k, beta) = met.reads, met.writes
-    solved = inverse(found_erased)
-    through = seen_erased @ solved
-    beta = solved.mT @ beta
-    within = seen + through @ found
-    q = q + through @ alpha
-    written = (k + found.mT @ beta).mT @ v
-    kept = met.total.mT.expand(v.shape[0], -1, -1, -1)
-    states: list[Tensor] = []
-    for new, keep, a, b in zip(
-        written.unbind(0), kept.unbind(0), alpha.unbind(0), beta.mT.unbind(0), strict=True
-    ):
-        states.append(state)
-        state = torch.addcmul(torch.baddbmm(new, b, torch.bmm(a, state)), keep, state)
-    return within @ v + q @ torch.stack(states), state
-
-
-def inverse(lower: Tensor) -> Tensor:
-    """(1 - L)^-1 for strictly lower triangular L [... place place]."""
-    size = lower.shape[-1]
-    if size <= SOLVED:
-        unit = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        solve = torch.linalg.solve_triangular  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - torch's stub
-        return cast(
-            "Tensor", solve(unit - lower, unit.expand_as(lower), upper=False, unitriangular=True)
-        )
-    half = size // 2
-    corners = torch.stack([lower[..., :half, :half], lower[..., half:, half:]], 2)
-    both = inverse(corners)
-    first, second = both.unbind(2)
-    return _corner(both, second @ lower[..., half:, :half] @ first)
+        new = written[i]
+        if chunks.alpha is not None and chunks.beta is not None:
+            new = torch.baddbmm(new, chunks.beta[i].mT, torch.bmm(chunks.alpha[i], state))
+        state = torch.addcmul(new, total[i], state)
+    return chunks.scores @ v + chunks.q @ torch.stack(states), state
