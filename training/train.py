@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from torch_mi.errors import MIError, ModelError
 from torch_mi.model import MIModel
 from torch_mi.storage import read_json, read_tensors, write_json, write_tensors
-from training import batches, recipe
+from training import batches, muon, recipe
 from training import evaluate as figures
 from training import tokenizer as tokens
 from training.recipe import Recipe
@@ -34,9 +34,10 @@ SHIPPED = (
 )
 
 
-def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter maps vectors to vectors; an embedding is a table."""
-    return parameter.ndim == 2 and name != "tokens.weight"
+def matrices_of(backend: nn.Module) -> set[str]:
+    """The parameters that map vectors to vectors; embedding and unembedding are tables."""
+    linear = {name for name, module in backend.named_modules() if isinstance(module, nn.Linear)}
+    return {f"{name}.weight" for name in linear - {"head"}}
 
 
 class Trainer:
@@ -51,12 +52,14 @@ class Trainer:
         self.tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
         self.model = self.load()
         self.parameters = dict(self.model.backend.named_parameters())
-        matrices = [p for name, p in self.parameters.items() if is_matrix(name, p)]
-        others = [p for name, p in self.parameters.items() if not is_matrix(name, p)]
-        decay = plan.weight_decay
+        chosen = matrices_of(self.model.backend)
+        matrices = [p for name, p in self.parameters.items() if name in chosen]
+        others = [p for name, p in self.parameters.items() if name not in chosen]
+        by_matrix = muon.Muon if plan.float32 else torch.optim.Muon
+        by_vector = AdamW(others, betas=(0.9, 0.98), weight_decay=plan.vector_decay)
         self.optimizers: dict[Optimizer, float] = {
-            Muon(matrices, weight_decay=decay): plan.matrix_rate,
-            AdamW(others, betas=(0.9, 0.98), weight_decay=decay): plan.learning_rate,
+            by_matrix(matrices, weight_decay=plan.weight_decay): plan.matrix_rate,
+            by_vector: plan.learning_rate,
         }
         """Each optimiser and its learning rate."""
         self.step = self.seconds = self.seen = 0
@@ -66,7 +69,7 @@ class Trainer:
     def load(self) -> MIModel:
         if self.resumes:
             return MIModel.from_pretrained(self.work, device="cpu")
-        return recipe.begin(self.work, self.tokenizer.get_vocab_size(), self.plan.seed)
+        return recipe.begin(self.work, self.tokenizer.get_vocab_size(), self.plan)
 
     def restore(self) -> None:
         """The optimiser and the counters as the checkpoint has them."""
@@ -93,8 +96,7 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint: model, optimiser, then the note that says both are there."""
-        config = read_json(self.work / "config.json")
-        weights = recipe.hugging_face_weights(self.model, config)
+        weights = recipe.hugging_face_weights(self.model, self.work)
         write_tensors(self.work / "model.safetensors", weights)
         owner = self.owner()
         state = {
