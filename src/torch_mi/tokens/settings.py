@@ -93,8 +93,9 @@ def _added(table: object) -> dict[int, Declared]:
     added: dict[int, Declared] = {}
     if not isinstance(table, dict):
         return added
-    for key, entry in cast("dict[str, dict[str, object]]", table).items():
-        content = _content(entry)
+    for key, given in cast("dict[str, object]", table).items():
+        content = _content(given)
+        entry = cast("dict[str, object]", given) if isinstance(given, dict) else {}
         if content is not None and key.isdigit():
             flags = (entry.get(f) is True for f in ("single_word", "lstrip", "rstrip"))
             special, normalized = entry.get("special") is True, entry.get("normalized") is True

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Never
 
 from torch_mi.errors import TokenizerError
 from torch_mi.tokens.pieces import readable_bytes
@@ -41,7 +42,8 @@ def read_vocabulary_file(path: Path) -> dict[int, bytes]:
     for number, line in enumerate(lines, 1):
         try:
             token_id, raw = _read(line)
-            _check_new(token_id, raw, tokens, seen)
+            if token_id == 0 or token_id in tokens or raw in seen:
+                _refuse(token_id, tokens.get(token_id), seen.get(raw))
         except (SyntaxError, ValueError) as cause:
             raise TokenizerError(f"{path}, line {number}, {line[:60]!r}: {cause}") from cause
         tokens[token_id] = raw
@@ -64,28 +66,25 @@ def _read(line: str) -> tuple[int, bytes]:
     literal, said = match[2], int(match[3])
     if _LITERAL.fullmatch(literal) is None:
         raise ValueError("between the numbers stands one literal, '...' or b'...'")
-    raw = _value(literal)
-    if len(raw) != said or not raw:
-        raise ValueError(f"the literal is {len(raw)} bytes long, not {said}" if raw else "no bytes")
+    if "\\" in literal:
+        value: str | bytes = ast.literal_eval(literal)
+    else:  # most of them, and many times faster
+        value = literal.removeprefix("b")[1:-1]
+    raw = value if isinstance(value, bytes) else value.encode()
+    if not raw:
+        raise ValueError("the literal is empty")
+    if len(raw) != said:
+        raise ValueError(f"the literal is {len(raw)} bytes long, not {said}")
     return int(match[1]), raw
 
 
-def _value(literal: str) -> bytes:
-    if "\\" not in literal:  # most of them, and many times faster
-        return literal.removeprefix("b")[1:-1].encode()
-    value: str | bytes = ast.literal_eval(literal)
-    return value if isinstance(value, bytes) else value.encode()
-
-
-def _check_new(
-    token_id: int, raw: bytes, tokens: Mapping[int, bytes], seen: Mapping[bytes, int]
-) -> None:
+def _refuse(token_id: int, other: bytes | None, twin: int | None) -> Never:
+    """Say why a token cannot be beside those before it."""
     if token_id == 0:
         raise ValueError("token 0 is the end of a text, and has no line")
-    if token_id in tokens:
-        raise ValueError(f"token {token_id} is {readable_bytes(tokens[token_id])!r} already")
-    if raw in seen:
-        raise ValueError(f"these bytes are token {seen[raw]} already")
+    if other is not None:
+        raise ValueError(f"token {token_id} is {readable_bytes(other)!r} already")
+    raise ValueError(f"these bytes are token {twin} already")
 
 
 def _literal(raw: bytes) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch_mi.errors import TokenizerError
-from torch_mi.families.world import END_OF_TEXT, ROWS
+from torch_mi.families.world import END_OF_TEXT, ROWS, VOCABULARIES
 from torch_mi.storage import write_text
 from torch_mi.tokens.pieces import readable_bytes, shared_spans
 from torch_mi.tokens.positions import EncodingWithOffsets
@@ -43,9 +43,8 @@ class WorldVocabulary(Vocabulary):
         self._named = {token.content: i for i, token in added.items()}
         longest_first = sorted(self._named, key=len, reverse=True)
         self._cuts = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self._fragments = {
-            piece: i for i, raw in tokens.items() if (piece := readable_bytes(raw)).encode() != raw
-        }
+        fragments = [raw for raw in self._ids if raw.decode(errors="ignore").encode() != raw]
+        self._fragments = {readable_bytes(raw): self._ids[raw] for raw in fragments}
         self._first: list[int] = []
         self.size = max(self._bytes) + 1
         self.special = frozenset(special)
@@ -95,7 +94,10 @@ class WorldVocabulary(Vocabulary):
 
     def save(self, folder: Path) -> dict[str, object]:
         write_text(folder / self._name, vocabulary_text(self._tokens))
-        (folder / "tokenizer.json").unlink(missing_ok=True)  # of what was saved there before
+        older = [*folder.glob(VOCABULARIES), *folder.glob("tokenizer.json")]  # saved there before
+        for path in older:
+            if path.name != self._name:
+                path.unlink()
         kept = {
             i: Declared(readable_bytes(self._tokens[i]), special=True)
             for i in self.special & self._tokens.keys()
