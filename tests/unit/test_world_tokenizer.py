@@ -237,7 +237,9 @@ def test_the_folders_of_the_hub_are_understood(tmp_path: Path):
         auto_map={"AutoTokenizer": ["hf_rwkv_tokenizer.RwkvTokenizer", None]},
         tokenizer_class="RwkvTokenizer",
         added_tokens_decoder={"0": end, "65530": turn},
-        **{f"{name}_token": END_OF_TEXT for name in ("bos", "pad", "unk")},
+        bos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
         eos_token="\n\n",
         chat_template="{{ bos_token }}{{ messages[0].content }}",
     )
