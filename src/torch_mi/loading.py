@@ -254,21 +254,25 @@ def _usable(wanted: str | torch.device | None) -> torch.device:
 def tokenizer_of(found: hub.Source) -> "MITokenizer":
     """A model's tokenizer, without the model."""
     path = found.file or gguf_in(found.folder)
-    return _read_tokenizer(None if path is None else GgufFile(path).metadata, found.folder)
+    return _read_tokenizer(None if path is None else GgufFile(path).metadata, found.folder, None)
 
 
-def _read_tokenizer(metadata: Mapping[str, object] | None, folder: Path) -> "MITokenizer":
-    """The tokenizer in a GGUF file's metadata, or in a folder."""
+def _read_tokenizer(
+    metadata: Mapping[str, object] | None, folder: Path, config: Mapping[str, object] | None
+) -> "MITokenizer":
+    """The tokenizer in a GGUF file's metadata, or in the folder of a model of this config."""
     from torch_mi.tokens.gguf import read_tokenizer  # noqa: PLC0415 - tokenizers loads late
     from torch_mi.tokens.tokenizer import MITokenizer  # noqa: PLC0415 - tokenizers loads late
 
-    return MITokenizer.from_folder(folder) if metadata is None else read_tokenizer(metadata)
+    if metadata is not None:
+        return read_tokenizer(metadata)
+    return MITokenizer.from_folder(folder, config)
 
 
 def _tokenizer(files: Files, folder: Path) -> "tuple[MITokenizer | None, str]":
     """The model's tokenizer, or why there is none."""
     try:
-        return _read_tokenizer(files.metadata, folder), ""
+        return _read_tokenizer(files.metadata, folder, files.config), ""
     except TokenizerError as cause:
         return None, str(cause)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from torch_mi.errors import DownloadError, FileError, did_you_mean
+from torch_mi.families.world import NOTE, VOCABULARIES
 from torch_mi.files import adapters
 from torch_mi.files.checkpoint import (
     BIN_INDEX,
@@ -26,16 +27,11 @@ from torch_mi.files.checkpoint import (
 if TYPE_CHECKING:
     import huggingface_hub.errors
 
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
+SMALL_FILES = [
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *(VOCABULARIES, NOTE),
+]
 """Everything wanted of a repository besides its weights."""
 
 GGUF = ".gguf"
@@ -263,7 +259,7 @@ def _wanted(model_id: str, files: Sequence[str]) -> list[str]:
         return _one_gguf(model_id, whole)
     if "config.json" not in files:
         raise DownloadError(f"{model_id} has no config.json, so it is not a model this can load")
-    small = [name for name in SMALL_FILES if name in files]
+    small = [name for wanted in SMALL_FILES for name in fnmatch.filter(_top(files), wanted)]
     if INDEX in files:
         shards = fnmatch.filter(files, "*-of-*.safetensors") or fnmatch.filter(
             files, "*.safetensors"
