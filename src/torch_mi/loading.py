@@ -20,7 +20,7 @@ from torch_mi.families.report import understand
 from torch_mi.files import checkpoint, hub
 from torch_mi.files.adapters import read_adapter
 from torch_mi.files.gguf import GgufFile
-from torch_mi.files.opening import Files, gguf_in, open_files
+from torch_mi.files.opening import Files, gguf_of, open_files
 from torch_mi.files.weights import Weights
 from torch_mi.manifest import Origin
 from torch_mi.memory import check_fits
@@ -253,7 +253,7 @@ def _usable(wanted: str | torch.device | None) -> torch.device:
 
 def tokenizer_of(found: hub.Source) -> "MITokenizer":
     """A model's tokenizer, without the model."""
-    path = found.file or gguf_in(found.folder)
+    path = gguf_of(found)
     return _read_tokenizer(None if path is None else GgufFile(path).metadata, found.folder, None)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What the tensors of a recurrent checkpoint tell of its sizes, where a config is silent or wrong."""
+"""What a recurrent checkpoint's tensors tell of its sizes, where a config is silent or wrong."""
 
 import math
 import re

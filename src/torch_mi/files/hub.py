@@ -19,6 +19,7 @@ from torch_mi.files.checkpoint import (
     BIN_INDEX,
     BIN_SINGLE,
     INDEX,
+    PICKLES,
     SINGLE,
     find_weights,
     has_weights,
@@ -34,7 +35,7 @@ SMALL_FILES = [
 ]
 """Everything wanted of a repository besides its weights."""
 
-GGUF = ".gguf"
+GGUF, SAFE = ".gguf", ".safetensors"
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Source:
     model_id: str
     revision: str | None = None
     file: Path | None = None
-    """The one file that holds all of it, where it is not the folder (GGUF)."""
+    """The one file that holds all weights, where it was named itself (GGUF, `.pth`)."""
 
 
 def locate(
@@ -66,7 +67,7 @@ def locate(
         if revision is not None:
             raise FileError(f"{folder} is a folder, which has no revision {revision!r}")
         return _local(folder)
-    if folder.is_file() and folder.suffix == GGUF:
+    if folder.is_file() and folder.suffix in (GGUF, SAFE, *PICKLES):
         return Source(folder.parent, folder.stem, None, folder)
     if folder.is_file():
         raise FileError(f"{folder} is a file; give the folder that holds it")
@@ -157,8 +158,8 @@ def _check_id(model_id: str) -> None:
 
 
 def _is_hub_file(source: str) -> bool:
-    """Whether this names one GGUF file of a repository, as `org/name/file.gguf`."""
-    return source.endswith(GGUF) and source.count("/") == 2 and source[0] not in "./~"  # noqa: PLR2004
+    """Whether this names one file of a repository, as `org/name/file.gguf` or `….pth`."""
+    return source.endswith((GGUF, *PICKLES)) and source.count("/") == 2 and source[0] not in "./~"  # noqa: PLR2004
 
 
 @dataclass(frozen=True)
