@@ -5,10 +5,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from torch_mi.families import read_config
+from torch_mi.families.report import understand
+from torch_mi.loading import believable_shapes
 from torch_mi.model import MIModel
 from torch_mi.storage import read_json, read_tensors, write_json, write_tensors
 from training import llama, rwkv
@@ -89,10 +89,11 @@ def begin(folder: Path, vocab_size: int, plan: Recipe) -> MIModel:
 
 
 def hugging_face_weights(model: MIModel, folder: Path) -> dict[str, Tensor]:
-    """The model's parameters under the names that they have in `folder`."""
-    family, cfg = read_config(read_json(folder / "config.json"))
-    names = list(read_tensors(folder / "model.safetensors"))
+    """The model's parameters under the names, and in the shapes, that they have in `folder`."""
+    held = read_tensors(folder / "model.safetensors")
+    theirs = {name: tuple(tensor.shape) for name, tensor in held.items()}
     ours = dict(model.backend.named_parameters())
     shapes = {name: tuple(tensor.shape) for name, tensor in ours.items()}
-    placements = family.place(cfg, shapes, names).placements
-    return {theirs: ours[p.ours].reshape(p.stored) for p in placements for theirs in p.theirs}
+    found = understand(read_json(folder / "config.json"), lambda: theirs, believable_shapes)
+    placements = found.place(shapes, list(theirs)).placements
+    return {name: ours[p.ours].reshape(theirs[name]) for p in placements for name in p.theirs}

@@ -98,9 +98,7 @@ def spread(width: int, head: int) -> tuple[Tensor, Tensor, Tensor]:
     return rising, rising - 0.5, within * within.abs()
 
 
-def time_mix(
-    at: str, config: Mapping[str, object], layer: int, draw: Draw
-) -> dict[str, Tensor]:
+def time_mix(at: str, config: Mapping[str, object], layer: int, draw: Draw) -> dict[str, Tensor]:
     """One layer's time mixing."""
     width, head = size(config, "hidden_size"), size(config, "head_dim")
     layers = size(config, "num_hidden_layers")
@@ -133,9 +131,7 @@ def time_mix(
     return weights | norm(f"{at}.g_norm", width)
 
 
-def channel_mix(
-    at: str, config: Mapping[str, object], layer: int, draw: Draw
-) -> dict[str, Tensor]:
+def channel_mix(at: str, config: Mapping[str, object], layer: int, draw: Draw) -> dict[str, Tensor]:
     """One layer's channel mixing."""
     width, inner = size(config, "hidden_size"), size(config, "intermediate_size")
     left = 1 - layer / size(config, "num_hidden_layers")

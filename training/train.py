@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Trains the packaged demo model: `python -m training.train --out src/torch_mi/demo --seed 0`.
+"""Trains a packaged demo model: `python -m training.train`, or with `--model rwkv`.
 
 Interrupted, it goes on from its last checkpoint; the same recipe leads to the same model up to
 the rounding of the machine's kernels.
@@ -8,7 +8,7 @@ the rounding of the machine's kernels.
 import argparse
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from torch_mi.storage import read_json, read_tensors, write_json, write_tensors
 from training import batches, muon, recipe
 from training import evaluate as figures
 from training import tokenizer as tokens
-from training.recipe import Recipe
+from training.recipe import RECIPES, Recipe
 
 SHIPPED = (
     "config.json",
@@ -32,6 +32,8 @@ SHIPPED = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+PLACES = {"llama": Path("src/torch_mi/demo"), "rwkv": Path("src/torch_mi/demo/rwkv")}
+"""Where each model is packaged."""
 
 
 def matrices_of(backend: nn.Module) -> set[str]:
@@ -156,19 +158,22 @@ def publish(trainer: Trainer, out: Path) -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    usual = Recipe()
-    parser = argparse.ArgumentParser(description="Train the packaged demo model.")
-    parser.add_argument("--out", type=Path, default=Path("src/torch_mi/demo"))
-    parser.add_argument("--work", type=Path, default=Path("training/out/demo"))
-    parser.add_argument("--seed", type=int, default=usual.seed)
-    parser.add_argument("--steps", type=int, default=usual.steps)
-    parser.add_argument("--documents", type=int, default=usual.documents, help="per step")
-    parser.add_argument("--learning-rate", type=float, default=usual.learning_rate)
+    parser = argparse.ArgumentParser(description="Train a packaged demo model.")
+    parser.add_argument("--model", choices=sorted(RECIPES), default="llama")
+    parser.add_argument("--out", type=Path, help="where the packaged one lies, unless given")
+    parser.add_argument("--work", type=Path, help="training/out/MODEL, unless given")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--documents", type=int, help="per step")
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--fresh", action="store_true", help="ignore an earlier checkpoint")
     args = parser.parse_args()
+    args.out = args.out or PLACES[args.model]
+    args.work = args.work or Path("training/out") / args.model
     for name in ("steps", "documents", "learning_rate", "every"):
-        if (value := vars(args)[name]) <= 0:
+        value = vars(args)[name]
+        if value is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')} is {value}; it must be above 0")
     return args
 
@@ -176,12 +181,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, show the figures, and put the model where it is shipped from."""
     args = arguments()
-    plan = Recipe(
-        seed=args.seed,
-        steps=args.steps,
-        documents=args.documents,
-        learning_rate=args.learning_rate,
-    )
+    asked = {name: vars(args)[name] for name in ("seed", "steps", "documents", "learning_rate")}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    plan = replace(RECIPES[args.model], **changes)
     if args.fresh:
         shutil.rmtree(args.work, ignore_errors=True)
     try:
