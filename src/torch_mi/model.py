@@ -70,7 +70,7 @@ class MIModel:
         local_files_only: bool = False,
         adapter: str | Path | None = None,
     ) -> "MIModel":
-        """Load a model (Hub id, folder, GGUF file, `"demo"`), with a LoRA `adapter` merged into it.
+        """Load a model (Hub id, folder, GGUF file, `"demo"`, `"demo-rwkv"`), with an `adapter` merged.
 
         `device` is the first GPU unless given; `dtype="auto"` the checkpoint's own. Runs no code.
         """
