@@ -34,8 +34,13 @@ class Record:
     """The residual stream [1 pos d_model] entering each layer, and that leaving the last."""
     captured: Mapping[str, Tensor]
     """Other activations, by hook, where they were asked for."""
-    manifest: Manifest
+    run: HookCache
     _prefix: Prefix
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it takes to make the plain run again; made when it is asked for."""
+        return self.run.manifest
 
     @property
     def length(self) -> int:
@@ -68,7 +73,7 @@ def record(model: MIModel, tokens: Tensor, points: Iterable[str] = ()) -> Record
         tokens.to(model.device),
         (*residuals, run.residual.x),
         {hook: run[hook] for hook in run},
-        run.manifest,
+        run,
         run.prefix if cut else Prefix(),
     )
 
