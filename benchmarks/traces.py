@@ -19,7 +19,7 @@ TOGETHER = 8
 
 
 def wrapped(hf: Any) -> Any:
-    """A copy of a `transformers` model in nnsight's wrapper, with a tokenizer: it insists on one."""
+    """A copy of a `transformers` model in nnsight's wrapper; it insists on a tokenizer."""
     from nnsight.modeling.transformers import (  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - a peer, not everywhere
         TransformersModel,
     )
@@ -70,4 +70,4 @@ def _saved(model: Any, tokens: Tensor, *, heads: bool) -> list[Tensor]:
     with model.trace(tokens):
         places = [block.attn.c_proj if heads else block for block in model.transformer.h]
         saved = nnsight.save([place.input.detach().clone() for place in places])
-    return saved
+    return saved  # noqa: RET504 - a trace's body runs in a frame of its own
