@@ -68,5 +68,7 @@ def _lens(lens: Any, prompts: tuple[Tensor, Tensor], read: tuple[int, int]) -> d
         attribution_patch as theirs,
     )
 
-    found = theirs(lens, *prompts, lambda x: x[0, -1, read[0]] - x[0, -1, read[1]])
-    return found.node_scores
+    def score(logits: Tensor) -> Tensor:
+        return logits[0, -1, read[0]] - logits[0, -1, read[1]]
+
+    return theirs(lens, *prompts, score).node_scores
