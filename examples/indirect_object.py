@@ -24,7 +24,7 @@ SENTENCES = (
     "Then, {one} and {two} were at the school, and {giver} showed a book to",
     "As soon as {one} and {two} came to the beach, {giver} brought a ball to",
 )
-COUNT, MOVERS, DRAWS = 32, 7, 8
+COUNT, MOVERS, DRAWS = 24, 7, 6
 Sentence = tuple[str, str, str]
 """A prompt, the taker and the giver."""
 

@@ -13,14 +13,13 @@ import pytest
 import torch
 
 import torch_mi as mi
-from examples import indirect_object as example
 from torch_mi.analysis.ablation import ablate_together
 from torch_mi.analysis.movers import Movers, find_movers
 from torch_mi.testing import tiny
 from training import corpus, words
 
 P = mi.HookPoint
-COUNT, MOVERS = 30, 7
+COUNT, MOVERS = 20, 7
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +161,3 @@ def test_wrong_requests_say_what_is_right(demo: mi.MIModel):
         find_movers(demo, ["a cat", "a dog"], target=" Mary", versus=[" John"])
     with pytest.raises(mi.ModelError, match="position=-9 is out of range"):
         find_movers(demo, "The dog", target=" Mary", versus=" John", position=-9)
-
-
-def test_the_example_runs(demo: mi.MIModel, capsys: pytest.CaptureFixture[str]):
-    found, carried, cut = example.main(demo)
-    out = capsys.readouterr().out
-    assert "1. Which heads say the taker's name?" in out
-    assert f"by {float(cut.values[0]):.2f}" in out
-    assert float(cut.values[0]) < float(cut.values[1:].min()) < cut.baseline
-    assert set(best(found)) == {(2, 2), (2, 3), (3, 2), (3, 3), (4, 0), (4, 2), (4, 3)}
-    assert carried.reference is not None
-    assert carried.reference > 0 > carried.baseline
