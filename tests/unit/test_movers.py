@@ -6,6 +6,7 @@ second mention, to which attention of layer 0 has brought the indirect object's 
 write raises that name and lowers the giver's.
 """
 
+import json
 import random
 from pathlib import Path
 
@@ -147,8 +148,8 @@ def test_results_are_saved_whole_and_shown(found: Movers, tmp_path: Path):
     assert max(map(len, lines)) <= 80
     layer, head, share = found.best(1)[0]
     assert [str(layer), str(head), f"{share:+.3f}"] in [line.split()[:3] for line in lines]
-    heat = found.plot().data[0]
-    assert heat.zmin == -heat.zmax
+    heat = json.loads(str(found.plot().to_json()))["data"][0]
+    assert heat["zmin"] == -heat["zmax"]
     assert found.manifest.tokens is not None
     assert len(found.manifest.tokens) == COUNT
     rows = found.to_pandas()
