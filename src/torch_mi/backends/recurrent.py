@@ -87,7 +87,7 @@ class RecurrentBlock(nn.Module):
 
     def _parted(self, x: Resid) -> tuple[Resid, Mixed | None]:
         """The stream, and the first layer's values if they flow beside it."""
-        beside = x[..., self.width :]
+        beside = narrowed(x[..., self.width :], self.channels.key.weight)
         return x[..., : self.width], split(beside, -1, self.values) if beside.shape[-1] else None
 
     def _joined(self, x: Resid, first: Mixed | None) -> Resid:
