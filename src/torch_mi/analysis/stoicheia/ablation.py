@@ -116,8 +116,10 @@ class NeuronAblation(Result):
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:
         plain = {key: value for key, value in data.items() if key not in ("format", "time_secs")}
-        cells = {key: tuple(map(_cell_of, plain[key])) for key in ("singles", "pairs", "steps")}
-        return cls(**(plain | cells | {"base": Estimate.of(plain["base"])}))
+        told: dict[str, Any] = {"base": Estimate.of(plain["base"])}
+        for key in ("singles", "pairs", "steps"):
+            told[key] = tuple(map(_cell_of, plain[key]))
+        return cls(**plain | told)
 
 
 def _cell_dict(cell: Cell) -> dict[str, object]:

@@ -97,9 +97,14 @@ def cut(
     return cones, (side.sum(1) >= 0).long(), source
 
 
+def length(x: Tensor, dim: int = -1) -> Tensor:
+    """The Euclidean length along one axis."""
+    return x.square().sum(dim).sqrt()
+
+
 def _sides(rays: Tensor, planes: Tensor) -> Tensor:
     """On which side of its cone's plane each ray [cone ray] lies: 1, -1, or 0 in it."""
-    reach = rays.norm(dim=-1) * planes.norm(dim=-1)[:, None]
+    reach = length(rays) * length(planes)[:, None]
     height = (rays * planes[:, None]).sum(-1)
     return torch.where(height.abs() <= FLAT * reach, 0, height.sign())
 
@@ -109,7 +114,7 @@ def _crossing(a: Tensor, b: Tensor, planes: Tensor) -> Tensor:
     up = (a * planes).sum(-1, keepdim=True).abs()
     down = (b * planes).sum(-1, keepdim=True).abs()
     ray = (a * down + b * up) / (up + down)
-    return ray / ray.norm(dim=-1, keepdim=True)
+    return ray / length(ray)[:, None]
 
 
 def _angles(rays: Tensor) -> Tensor:
@@ -121,7 +126,8 @@ def _angles(rays: Tensor) -> Tensor:
 
 def _triangles(rays: Tensor) -> Tensor:
     """The part of the sphere between three rays."""
-    a, b, c = (rays / rays.norm(dim=-1, keepdim=True)).unbind(1)
-    volume = (a * torch.linalg.cross(b, c)).sum(-1).abs()
+    unit = rays / length(rays)[:, :, None]
+    a, b, c = (unit[:, i] for i in range(3))
+    volume = (a * torch.cross(b, c, dim=1)).sum(-1).abs()
     around = 1 + (a * b).sum(-1) + (b * c).sum(-1) + (c * a).sum(-1)
     return 2 * torch.atan2(volume, around) / (4 * math.pi)

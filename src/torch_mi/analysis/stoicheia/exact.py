@@ -8,7 +8,7 @@ for the errors, by the planes on which an answer changes. Nothing is sampled.
 import math
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ def exact_regions(rnn: StoicheiaRnn) -> ExactRegions:
             "mean squared errors"
         )
     cones = linear_cones(rnn)
-    patterns, group = torch.unique(cones.labels, dim=0, return_inverse=True)
+    patterns, group = distinct(cones.labels)
     maps = region_maps(rnn, patterns.bool())
     answered, source = _constant_answers(rnn, cones, maps[group])
     inside = answered.inside
@@ -134,6 +134,12 @@ def exact_regions(rnn: StoicheiaRnn) -> ExactRegions:
         for i in range(len(patterns))
     ]
     return ExactRegions(rnn, tuple(sorted(found, key=lambda region: -region.share)))
+
+
+def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The different rows, and which of them each row is."""
+    found = torch.unique(rows, dim=0, return_inverse=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - torch's stub
+    return cast("tuple[Tensor, Tensor]", found)
 
 
 def linear_cones(rnn: StoicheiaRnn) -> Cones:

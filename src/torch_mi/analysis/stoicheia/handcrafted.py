@@ -41,8 +41,10 @@ def _three() -> tuple[Tensor, Tensor, Tensor]:
     fc2 = torch.tensor([[1, 1], [-k, k + 1], [k + 1, -k]], dtype=torch.float64)
     spread = torch.tensor([[1.0, 0, 0, -1], [0, 1, -1, 0]], dtype=torch.float64)
     gather = spread.abs()
-    back: Tensor = torch.linalg.inv(fc1[:, 1:])
-    w_hh = spread.T @ fc1[:, :2] @ back @ spread
+    last, first = fc1[:, 1:], fc1[:, :2]
+    turned = torch.stack([last[1, 1], -last[0, 1], -last[1, 0], last[0, 0]]).reshape(2, 2)
+    back = turned / (last[0, 0] * last[1, 1] - last[0, 1] * last[1, 0])
+    w_hh = spread.T @ first @ back @ spread
     return spread.T @ fc1[:, 2], w_hh, fc2 @ gather
 
 

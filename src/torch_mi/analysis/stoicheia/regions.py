@@ -135,12 +135,12 @@ def activation_regions(
     _, first, where, counts = np.unique(
         keys, return_index=True, return_inverse=True, return_counts=True
     )
-    scored, place = torch.cat(scores), torch.from_numpy(where.reshape(-1))
+    scored, place = torch.cat(scores), torch.tensor(where.reshape(-1))
     sums = torch.zeros(len(counts), dtype=torch.float64).index_add(0, place, scored)
     squares = torch.zeros(len(counts), dtype=torch.float64).index_add(0, place, scored.square())
     order = np.lexsort((first, -counts))[:keep]
     bits = np.unpackbits(rows[first[order]], axis=1, count=rnn.seq_len * rnn.hidden_size)
-    maps = region_maps(rnn, torch.from_numpy(bits).bool())
+    maps = region_maps(rnn, torch.tensor(bits).bool())
     found = tuple(
         Region(
             "".join(map(str, bits[i].tolist())),

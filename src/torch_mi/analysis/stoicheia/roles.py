@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import permutations
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -86,7 +86,10 @@ class Roles(Result):
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row for each neuron and step (needs pandas)."""
-        return data_frame([asdict(role) | {"certain": role.certain} for role in self.roles])
+        rows: list[dict[str, object]] = [
+            {**asdict(role), "certain": role.certain} for role in self.roles
+        ]
+        return data_frame(rows)
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -102,8 +105,9 @@ class Roles(Result):
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:
-        keys = ("task", "seq_len", "hidden_size", "samples", "seed", "comparisons")
-        return cls(*(data[key] for key in keys), tuple(Role(**row) for row in data["roles"]))
+        plain = {key: value for key, value in data.items() if key not in ("format", "time_secs")}
+        told: dict[str, Any] = {"roles": tuple(Role(**row) for row in data["roles"])}
+        return cls(**plain | told)
 
 
 def probe_roles(rnn: StoicheiaRnn, samples: int | Tensor = 20_000, *, seed: int = 0) -> Roles:
@@ -148,7 +152,7 @@ def signals(x: Float[Tensor, "step batch"]) -> dict[str, Float[Tensor, " batch"]
 def _unit(rows: Tensor) -> Tensor:
     """Rows about their means, of length one; rows that do not vary become zero."""
     centred = rows - rows.mean(1, keepdim=True)
-    length = centred.norm(dim=1, keepdim=True)
+    length = centred.square().sum(1, keepdim=True).sqrt()
     tiny = 1e-9 * rows.abs().amax(1, keepdim=True) * rows.shape[1] ** 0.5
     return torch.where(length > tiny, centred / length.clamp(min=1e-300), 0)
 
@@ -193,7 +197,8 @@ def _partial(
     `row` are the neuron's correlations with all signals, `among` those of signals with plain ones.
     """
     others = [i for i in range(PLAIN) if i != best and float(among[i, i]) > 0]
-    within: Tensor = torch.linalg.pinv(among[others][:, others], hermitian=True)
+    inverse = torch.linalg.pinv(among[others][:, others])  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - torch's stub
+    within = cast("Tensor", inverse)
     ours, theirs = row[others], among[best, others]
     left = float(row[best] - ours @ within @ theirs)
     rest = (1 - float(ours @ within @ ours)) * (1 - float(theirs @ within @ theirs))

@@ -117,7 +117,7 @@ def standardise(
 
 def _order(scaled: StoicheiaRnn) -> list[int]:
     """By sign, then by how strongly the outputs read a neuron, then by its hold on itself."""
-    read, own = floats(scaled.w_oh.norm(dim=0)), floats(scaled.w_hh.diagonal())
+    read, own = floats(scaled.w_oh.square().sum(0)), floats(scaled.w_hh.diagonal())
     sign = floats(scaled.w_ih)
     return sorted(range(scaled.hidden_size), key=lambda j: (-sign[j], -read[j], -own[j]))
 

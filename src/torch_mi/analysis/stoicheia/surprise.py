@@ -134,8 +134,8 @@ class Surprise(Result):
             Account(**(row | {"agreement": Estimate.of(row["agreement"])}))
             for row in data["accounts"]
         )
-        told = {"accounts": accounts, "accuracy": Estimate.of(data["accuracy"])}
-        return cls(**(plain | told))
+        told: dict[str, Any] = {"accounts": accounts, "accuracy": Estimate.of(data["accuracy"])}
+        return cls(**plain | told)
 
 
 def oracle(rnn: StoicheiaRnn) -> Explanation:
@@ -169,8 +169,8 @@ def account_for(
 ) -> Surprise:
     """The bits of explanations of a network's answers on inputs of N(0, 1), or on given ones.
 
-    Without any, those of `oracle`, and of `rounded` at the coarsest rounding that keeps the accuracy
-    and at half of it.
+    Without any, those of `oracle`, and of `rounded` at the coarsest rounding that keeps the
+    accuracy and at half of it.
     """
     if rnn.task.scalar:
         raise ModelError(f"{rnn.task.name} has no answers to count: its output is a number")

@@ -177,8 +177,8 @@ def answer_every_input(
 
 
 def _answers(model: MIModel, inputs: Tensor, spec: HookSpec | None) -> Tensor:
-    rows = [model.forward(part, spec).output[:, -1].argmax(1) for part in inputs.split(ROWS)]
-    return torch.cat(rows)
+    parts = inputs.chunk(-(-len(inputs) // ROWS))
+    return torch.cat([model.forward(part, spec).output[:, -1].argmax(1) for part in parts])
 
 
 def _usual_edits(n: int, layers: int) -> dict[str, HookSpec]:
