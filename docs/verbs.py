@@ -4,7 +4,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import typer.main
 
@@ -32,15 +32,23 @@ class Verb(Protocol):
     params: Sequence[Parameter]
 
 
+@runtime_checkable
 class Group(Protocol):
-    """What is read of the whole command."""
+    """What is read of the whole command, and of a verb that has verbs of its own."""
 
-    commands: Mapping[str, Verb]
+    commands: "Mapping[str, Verb | Group]"
 
 
 def verbs() -> Mapping[str, Verb]:
-    """Every verb, by name."""
-    return cast("Group", typer.main.get_command(app)).commands
+    """Every verb, by name; those of a group by both names."""
+    found: dict[str, Verb] = {}
+    for name, verb in cast("Group", typer.main.get_command(app)).commands.items():
+        if not isinstance(verb, Group):
+            found[name] = verb
+            continue
+        inner = cast("Mapping[str, Verb]", verb.commands)
+        found |= {f"{name} {part}": each for part, each in inner.items()}
+    return found
 
 
 def plain(text: str | None) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch_mi.analysis.stoicheia.ablation import Cell, NeuronAblation
+from torch_mi.analysis.stoicheia.answers import Anatomy, Answers
 from torch_mi.analysis.stoicheia.exact import ExactRegions
 from torch_mi.analysis.stoicheia.regions import Regions
 from torch_mi.analysis.stoicheia.report import Report
@@ -13,6 +14,7 @@ from torch_mi.analysis.stoicheia.standardise import StandardForm
 from torch_mi.analysis.stoicheia.statistics import Estimate
 from torch_mi.analysis.stoicheia.surprise import Surprise
 from torch_mi.analysis.stoicheia.tables import EveryInput, LookupTables
+from torch_mi.analysis.stoicheia.training import Training
 from torch_mi.results import floats
 from torch_mi.show.tables import WIDTH, plain, table, titled
 
@@ -24,11 +26,16 @@ SHOWN = 12
 """Rows that a table shows."""
 
 
-def interval(found: Estimate, *, signed: bool = False, digits: int = 4) -> str:
-    """An estimate and its interval."""
+def interval(found: Estimate, *, signed: bool = False) -> str:
+    """An estimate and its interval, in a cell."""
     sign = "+" if signed else ""
-    low, high = f"{found.low:{sign}.{digits}f}", f"{found.high:{sign}.{digits}f}"
-    return f"{found.value:{sign}.{digits}f} [dim]{low} … {high}[/]"
+    low, high = f"{found.low:{sign}.4f}", f"{found.high:{sign}.4f}"
+    return f"{found.value:{sign}.4f} [dim]{low} … {high}[/]"
+
+
+def spelt(called: str, found: Estimate) -> str:
+    """An estimate and its interval, in a sentence."""
+    return f"{called} {found.value:.5g} ({found.low:.5g} … {found.high:.5g})"
 
 
 def bits(pattern: str, steps: int) -> str:
@@ -99,7 +106,7 @@ def _ablation(result: NeuronAblation, width: int = WIDTH) -> "RenderableType":  
     from rich.console import Group  # noqa: PLC0415
 
     called = "mean squared error" if result.is_error else "accuracy"
-    head = f"without neurons ({result.method}) · whole: {called} {interval(result.base)}"
+    head = f"without neurons ({result.method}) · whole: {spelt(called, result.base)}"
     parts = [titled(head, _cells(result.ranked()[:SHOWN], called))]
     if result.pairs:
         most = sorted(result.pairs, key=_size)[: SHOWN // 2]
@@ -161,8 +168,8 @@ def _roles(result: Roles, width: int = WIDTH) -> "RenderableType":  # noqa: ARG0
 @table.register(Surprise)
 def _surprise(result: Surprise, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
     out = plain()
-    out.add_column("explanation")
-    for name in ("agrees", "described", "left over", "bits in all", "valid", "beats sampling"):
+    out.add_column("explanation", no_wrap=True)
+    for name in ("agrees", "described", "left", "in all", "valid", "beats"):
         out.add_column(name, justify="right")
     for account in result.accounts:
         out.add_row(
@@ -175,12 +182,13 @@ def _surprise(result: Surprise, width: int = WIDTH) -> "RenderableType":  # noqa
             "[cyan]yes[/]" if result.beats_sampling(account) else "no",
         )
     title = (
-        f"surprise, in bits, over {result.samples:,} answers · none explained "
+        f"surprise, in bits, over {result.samples:,} answers · without explanation "
         f"{result.baseline_bits:,.0f}"
     )
     note = (
-        f"the weights take {result.weight_bits:,.0f} bits "
-        f"({result.parameters:,} at {result.bits_per_weight} bits)"
+        f"valid: no more bits than the weights, {result.weight_bits:,.0f} "
+        f"({result.parameters:,} of {result.bits_per_weight} bits)\n beats: tells the accuracy better "
+        "than as many forward passes"
     )
     return titled(title, out, note)
 
@@ -212,13 +220,55 @@ def _every(result: EveryInput, width: int = WIDTH) -> "RenderableType":  # noqa:
     return titled(title, out)
 
 
+@table.register(Answers)
+def _answers(result: Answers, width: int = WIDTH) -> "RenderableType":
+    out, whole = plain(), result.task != "median"
+    out.add_column("inputs", overflow="ellipsis", no_wrap=True)
+    for name in ("answer", "truth"):
+        out.add_column(name, justify="right")
+    room = max(1, (width - 24) // 7)
+    for x, answer, truth in zip(result.inputs, result.answers, result.truth, strict=True):
+        read = [f"{value:+.2f}" if value % 1 else f"{value:.0f}" for value in x[:room]]
+        said = " ".join(f"{word:>6}" for word in read) + (" …" if len(x) > room else "")
+        right = whole and answer == truth
+        shown = [f"{value:.0f}" if whole else f"{value:+.3f}" for value in (answer, truth)]
+        out.add_row(said, shown[0] if right or not whole else f"[red]{shown[0]}[/]", shown[1])
+    called = "accuracy" if whole else "mean squared error"
+    return titled(_about(result), out, f"{spelt(called, result.score)} on {result.samples:,}")
+
+
+@table.register(Training)
+def _training(result: Training, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
+    out = plain()
+    out.add_column("after step", justify="right")
+    out.add_column("loss", justify="right")
+    count = len(result.losses)
+    for i in sorted({0, *(count * k // 5 - 1 for k in range(1, 6) if count * k >= 5)}):  # noqa: PLR2004
+        out.add_row(f"{i + 1:,}", f"{result.losses[i]:.4g}")
+    called = "mean squared error" if result.network.task.scalar else "accuracy"
+    title = f"{result.network!r}"[1:-1].replace("[", "\\[")
+    note = f"{spelt(called, result.score)} after {result.sequences:,} sequences"
+    return titled(title, out, note)
+
+
+def _about(result: "Report | Anatomy | Answers") -> str:
+    return (
+        f"{result.task} · hidden size {result.hidden_size}, {result.seq_len} inputs, "
+        f"{result.parameters:,} parameters"
+    )
+
+
+@table.register(Anatomy)
+def _anatomy(result: Anatomy, width: int = WIDTH) -> "RenderableType":
+    from rich.console import Group  # noqa: PLC0415
+
+    return Group(f"{_about(result)}\n", *(table(part, width) for part in result.parts()))
+
+
 @table.register(Report)
 def _report(result: Report, width: int = WIDTH) -> "RenderableType":
     from rich.console import Group  # noqa: PLC0415
 
     called = "mean squared error" if result.ablation.is_error else "accuracy"
-    head = (
-        f"[bold]{result.task}[/] · hidden size {result.hidden_size}, {result.seq_len} inputs, "
-        f"{result.parameters:,} parameters · {called} {interval(result.score, digits=5)}\n"
-    )
+    head = f"{_about(result)}\n{spelt(called, result.score)}\n"
     return Group(head, *(table(part, width) for part in result.parts()))

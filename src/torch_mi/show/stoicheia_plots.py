@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch_mi.analysis.stoicheia.ablation import NeuronAblation
+from torch_mi.analysis.stoicheia.answers import Anatomy
 from torch_mi.analysis.stoicheia.exact import PLANE, ExactRegion, ExactRegions
 from torch_mi.analysis.stoicheia.regions import Regions
 from torch_mi.analysis.stoicheia.report import Report
@@ -13,6 +14,7 @@ from torch_mi.analysis.stoicheia.roles import Roles
 from torch_mi.analysis.stoicheia.standardise import StandardForm
 from torch_mi.analysis.stoicheia.surprise import Surprise
 from torch_mi.analysis.stoicheia.tables import EveryInput, LookupTables
+from torch_mi.analysis.stoicheia.training import Training
 from torch_mi.results import floats
 from torch_mi.show.heat import ACCENT, Heat, figures, look
 from torch_mi.show.page import Section
@@ -249,6 +251,31 @@ def _every(result: EveryInput) -> "Figure":
     return _bars(names, shares, f"All {result.inputs:,} inputs: how many are answered right")
 
 
+@plot.register(Training)
+def _training(result: Training) -> "Figure":
+    """The loss, step by step."""
+    fig = figures().Figure(
+        figures().Scatter(
+            x=list(range(1, len(result.losses) + 1)),
+            y=list(result.losses),
+            mode="lines",
+            line={"color": ACCENT, "width": 1.5},
+        )
+    )
+    fig.update_layout(look(f"Training for {result.network.task.name}", 8, 1))
+    fig.update_layout(
+        xaxis=SOFT | {"title": {"text": "step"}},
+        yaxis=SOFT | {"title": {"text": "loss"}, "type": "log"},
+    )
+    return fig
+
+
+@plot.register(Anatomy)
+def _anatomy(result: Anatomy) -> "Figure":
+    """How many inputs are answered right under each edit."""
+    return plot(result.every)
+
+
 @plot.register(Report)
 def _report(result: Report) -> "Figure":
     """The map where there is one, or the ablation."""
@@ -259,25 +286,24 @@ PAGE = (
     "A network this small can be understood completely: where it is linear, what each neuron is "
     "for, and how many bits an explanation of it takes."
 )
+SECTIONS: dict[type, tuple[str, str]] = {
+    ExactRegions: ("Regions, exactly", "Each colour is one linear map; wrong answers are red."),
+    Regions: ("Regions among samples", ""),
+    NeuronAblation: (
+        "Ablation",
+        "On the diagonal, the change of the score without a neuron; beside it, by how much the "
+        "change without two differs from the sum of theirs.",
+    ),
+    Roles: ("Roles", "Point at a cell for the signal."),
+    StandardForm: ("Standard form", "The input weights are 1 and -1."),
+    Surprise: ("Surprise", ""),
+    EveryInput: ("Every input", ""),
+    LookupTables: ("Lookup table", "A row is the number and the place that looks."),
+}
 
 
-def report_page(result: Report) -> Page:
-    """All pictures of a report."""
-    titles = {
-        "ExactRegions": (
-            "Regions, exactly",
-            "Each colour is one linear map; wrong answers are red.",
-        ),
-        "Regions": ("Regions among samples", ""),
-        "NeuronAblation": (
-            "Ablation",
-            "On the diagonal, what is lost without a neuron; beside it, by how much two together "
-            "differ from their sum.",
-        ),
-        "Roles": ("Roles", "Point at a cell for the signal."),
-        "StandardForm": ("Standard form", "The input weights are ±1."),
-        "Surprise": ("Surprise", ""),
-    }
-    sections = [Section(*titles[type(part).__name__], plot(part)) for part in result.parts()]
+def report_page(result: Report | Anatomy) -> Page:
+    """All pictures of a network."""
+    sections = [Section(*SECTIONS[type(part)], plot(part)) for part in result.parts()]
     name = f"{result.task}, hidden size {result.hidden_size}, {result.seq_len} inputs"
     return f"Stoicheia · {name}", PAGE, sections

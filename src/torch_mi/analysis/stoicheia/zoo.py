@@ -98,6 +98,14 @@ class ZooName:
         size, n, seen, seed = (int(found[part]) for part in ("hidden", "n", "seen", "seed"))
         return cls(TASKS[found["task"]], size, n, seed, seen)
 
+    @classmethod
+    def find(cls, name: str) -> Self:
+        """A full name, or task, hidden size and n alone, which mean the best of five seeds."""
+        short = re.fullmatch(r"(\w+?)_(\d+)_(\d+)", name)
+        if short is not None and short[1] in TASKS:
+            return cls.of(short[1], int(short[2]), int(short[3]))
+        return cls.parse(name)
+
     def __str__(self) -> str:
         return f"{self.task.name}_{self.hidden_size}_{self.n}_{self.trained}_{self.seed}"
 
@@ -176,12 +184,13 @@ def cache_folder() -> Path:
 def download(
     name: ZooName | str, folder: str | Path | None = None, *, bucket: str = BUCKET
 ) -> Path:
-    """The file of a network of the zoo (or "blog"), fetched unless it is in the folder already.
+    """The file of a network of the zoo, fetched unless it is in the folder already.
 
+    `name` is a full name, one without sequences and seed (`ZooName.find`), or "blog".
     What was fetched is read and measured before it is put in place.
     """
     if isinstance(name, str) and name not in EXTRA:
-        name = ZooName.parse(name)
+        name = ZooName.find(name)
     url = name.url(bucket) if isinstance(name, ZooName) else f"{bucket}/{EXTRA[name]}.pth"
     path = (cache_folder() if folder is None else Path(folder).expanduser()) / url.rpartition("/")[
         2
