@@ -187,8 +187,8 @@ def _surprise(result: Surprise, width: int = WIDTH) -> "RenderableType":  # noqa
     )
     note = (
         f"valid: no more bits than the weights, {result.weight_bits:,.0f} "
-        f"({result.parameters:,} of {result.bits_per_weight} bits)\n beats: tells the accuracy better "
-        "than as many forward passes"
+        f"({result.parameters:,} of {result.bits_per_weight} bits)\n beats: tells the accuracy "
+        "better than as many forward passes"
     )
     return titled(title, out, note)
 

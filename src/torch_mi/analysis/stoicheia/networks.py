@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from torch_mi.analysis.stoicheia.tasks import Task, task_named
@@ -31,9 +30,12 @@ class StoicheiaRnn:
 
     task: Task
     seq_len: int
-    w_ih: Float[Tensor, " hidden"]
-    w_hh: Float[Tensor, "hidden hidden"]
-    w_oh: Float[Tensor, "out hidden"]
+    w_ih: Tensor
+    """What each neuron [hidden] reads of the input."""
+    w_hh: Tensor
+    """What it reads [hidden hidden] of each neuron one step before."""
+    w_oh: Tensor
+    """What each output reads of each neuron [out hidden]."""
 
     def __post_init__(self) -> None:
         if self.task.discrete:
@@ -95,8 +97,10 @@ class StoicheiaRnn:
 class AttentionWeights:
     """One layer: queries, keys and values stacked; what becomes of the mixed values."""
 
-    in_proj: Float[Tensor, "3*hidden hidden"]
-    out_proj: Float[Tensor, "hidden hidden"]
+    in_proj: Tensor
+    """[3·hidden hidden]"""
+    out_proj: Tensor
+    """[hidden hidden]"""
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """The matrices [hidden hidden] that make queries, keys and values of column vectors."""
@@ -109,10 +113,13 @@ class StoicheiaTransformer:
     """Attention layers of one head that look everywhere; the last place has the answer."""
 
     task: Task
-    embed: Float[Tensor, "range hidden"]
-    pos_embed: Float[Tensor, "n hidden"]
+    embed: Tensor
+    """What each number [n hidden] becomes."""
+    pos_embed: Tensor
+    """What each place [n hidden] adds."""
     layers: tuple[AttentionWeights, ...]
-    unembed: Float[Tensor, "out hidden"]
+    unembed: Tensor
+    """What each output reads [out hidden] of the last place."""
 
     def __post_init__(self) -> None:
         if not self.task.discrete:

@@ -155,7 +155,7 @@ def activation_regions(
 
 
 def region_maps(
-    rnn: StoicheiaRnn, active: Bool[Tensor, "region n*hidden"]
+    rnn: StoicheiaRnn, active: Bool[Tensor, "region bit"]
 ) -> Float[Tensor, "region out n"]:
     """The matrix of the outputs by the inputs in each region, in float64.
 

@@ -40,11 +40,11 @@ class LookupTables(Result):
 
     layer: int
     n: int
-    scores: Float[Tensor, "n*n n*n"]
+    scores: Float[Tensor, "from to"]
     """The score that one number at one place (row) gives another (column)."""
-    writes: Float[Tensor, "n*n out"]
+    writes: Float[Tensor, "from out"]
     """What each number at each place adds to the logits, if all attention is on it."""
-    direct: Float[Tensor, "n*n out"]
+    direct: Float[Tensor, "from out"]
     """What each number at each place adds to the logits without attention, were it the last."""
 
     @property
@@ -147,7 +147,7 @@ class EveryInput(Result):
         return cls(data["task"], data["n"], torch.tensor(data["confusion"]), data["edits"])
 
 
-def every_input(n: int) -> Int[Tensor, "n**n n"]:
+def every_input(n: int) -> Int[Tensor, "every n"]:
     """All inputs of n numbers below n."""
     if not 1 <= n <= 7 or n**n > MOST:  # noqa: PLR2004 - 8^8 is beyond MOST
         raise ModelError(f"n={n}: there are {n}^{n} inputs; up to 7^7 are run")
@@ -187,7 +187,7 @@ def _usual_edits(n: int, layers: int) -> dict[str, HookSpec]:
         edits[f"without layer {i}"] = HookSpec().intervene(HookPoint.AttnOut(i), Zero())
         for key in range(n):
             edge = Knockout(at=At(query=n - 1, key=key))
-            edits[f"layer {i}: the last place blind to x{key}"] = HookSpec().intervene(
+            edits[f"layer {i}: x{n - 1} blind to x{key}"] = HookSpec().intervene(
                 HookPoint.AttnScores(i), edge
             )
     return edits
