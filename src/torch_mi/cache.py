@@ -2,7 +2,7 @@
 """What one run leaves behind: captures, logits or a residual, a prefix, receipts, a manifest."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -17,7 +17,11 @@ from torch_mi.types import Carry, Logits, Resid
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """A residual stream [batch pos d_model] about to enter `layer`: a run can start from one."""
+    """A residual stream [batch pos d_model] about to enter `layer`: a run can start from one.
+
+    In RWKV-7, the first layer's values [batch pos head d_value] follow it, flattened, between the
+    first layer and the last; `mi.partial.stream(model, cache, layer)` puts the two together.
+    """
 
     layer: int
     x: Resid
@@ -35,6 +39,8 @@ class Prefix:
     positions: Tensor | None = None
     real: Tensor | None = None
     """Where the tokens [batch seen] are not padding; `None` if all are real."""
+    recurrent: bool = False
+    """Whether the layers remember a state, and not something for each token."""
 
     @staticmethod
     def before(after: "Prefix | None", *, causal: bool) -> "Prefix":
@@ -58,7 +64,13 @@ class Prefix:
             return None if x is None else x.to(device)
 
         carries = {i: tuple(x.to(device) for x in carry) for i, carry in self.carries.items()}
-        return Prefix(carries, moved(self.tokens), moved(self.positions), moved(self.real))
+        return replace(
+            self,
+            carries=carries,
+            tokens=moved(self.tokens),
+            positions=moved(self.positions),
+            real=moved(self.real),
+        )
 
     def cut(self, seen: int) -> "Prefix":
         """The first `seen` tokens of this, where each layer remembers keys and values."""
@@ -66,10 +78,17 @@ class Prefix:
             raise ModelError(f"a prefix of {self.seen} tokens has no first {seen}")
         if seen == 0:
             return Prefix()
+        if self.recurrent and seen != self.seen:
+            raise ModelError(
+                f"a recurrent model's prefix of {self.seen} tokens holds the state after them all; "
+                f"run the first {seen} alone for theirs"
+            )
 
         def first(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[:, :seen]
 
+        if self.recurrent:
+            return self
         carries = {i: tuple(x[:, :seen] for x in carry) for i, carry in self.carries.items()}
         return Prefix(carries, first(self.tokens), first(self.positions), first(self.real))
 

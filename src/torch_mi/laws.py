@@ -18,7 +18,10 @@ from torch_mi.hooks.interventions import Add, Intervention, Knockout, Replace, S
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
+from torch_mi.partial import stream
 
+AXES = ("pos", "query", "key", "source")
+"""Axes that are as long as the text."""
 TRIES = 5
 """Ever smaller steps that are taken in search of one across which no token changes its experts, and
 nothing is clipped or cut off."""
@@ -126,7 +129,7 @@ def edits_reach_no_earlier_position(model: MIModel, tokens: Tensor) -> None:
             edited = _logits(model, tokens, HookSpec().intervene(point, edit))
             what = f"{edit!r} at {point.name}"
             _agree(f"logits before {what}", edited[:, :at], plain[:, :at])
-            _must(not torch.equal(edited[:, at], plain[:, at]), f"{what} changed nothing there")
+            _must(not torch.equal(edited[:, at:], plain[:, at:]), f"{what} changed nothing")
         whole = HookSpec().intervene(point, Replace(torch.rand(shape, generator=dice) + 0.1))
         what = f"logits before a new token, with all of {point.name} replaced"
         ahead, behind = _logits(model, changed, whole), _logits(model, tokens, whole)
@@ -137,7 +140,7 @@ def any_layer_can_be_resumed(model: MIModel, tokens: Tensor) -> None:
     """A run from a layer's residual stream ends as the whole run did; so does one cut in two."""
     plain = model.forward(tokens, _everything(model), attention="explicit")
     for layer in range(model.num_layers):
-        start = Residual(layer, plain[HookPoint.ResidPre(layer)])
+        start = Residual(layer, stream(model, plain, layer))
         spec = HookSpec().capture(HookPoint.ResidPost)
         resumed = model.forward(start, spec, attention="explicit")
         _agree(f"logits of a run from layer {layer}", resumed.output, plain.output, 1e-6)
@@ -171,8 +174,9 @@ def _same_tail(rest: HookCache, whole: HookCache, cut: int) -> None:
     _agree(f"logits after a prefix of {cut}", rest.output, whole.output[:, cut:])
     for name, value in whole.items():
         hook = Hook.parse(name)
-        axis = hook.point.axes.index("query" if "query" in hook.point.axes else "pos")
-        tail = value.narrow(axis, cut, value.shape[axis] - cut)
+        tail = value
+        for axis in [i for i, a in enumerate(hook.point.axes) if a in ("pos", "query", "source")]:
+            tail = tail.narrow(axis, cut, value.shape[axis] - cut)
         _agree(f"{hook!r} after a prefix of {cut}", rest[hook], tail)
 
 
@@ -218,7 +222,7 @@ def padding_is_not_seen(model: MIModel, tokens: Tensor) -> None:
             for name, value in alone.items():
                 axes = Hook.parse(name).point.axes
                 found = ran[name][row]
-                for axis in [i - 1 for i, a in enumerate(axes) if a in ("pos", "query", "key")]:
+                for axis in [i - 1 for i, a in enumerate(axes) if a in AXES]:
                     found = found.index_select(axis, real.nonzero().flatten())
                 _agree(f"{name} {what}", found, value[0])
 
@@ -231,6 +235,7 @@ def captures_can_be_differentiated(model: MIModel, tokens: Tensor) -> None:
     dice = torch.Generator().manual_seed(0)
     weights = torch.randn(seen.output.shape, generator=dice)
     hooks = [hook for hook, value in seen.items() if value.is_floating_point()]
+    hooks = [hook for hook in hooks if not Hook.parse(hook).point.stepwise]  # many tensors, stacked
     slopes = _slopes((seen.output * weights).sum(), [seen[hook] for hook in hooks])
     for hook, slope in zip(hooks, slopes, strict=True):
         if slope is None:
@@ -238,7 +243,7 @@ def captures_can_be_differentiated(model: MIModel, tokens: Tensor) -> None:
         _must(bool(slope.isfinite().all()), f"the gradient at {hook!r} is not finite")
         if Hook.parse(hook).point not in _editable(model):
             continue
-        mismatch, spread = "", 2e-3 * float(seen[hook].detach().nan_to_num(neginf=0).std())
+        mismatch, spread = "", 2e-3 * _spread(seen[hook].detach().nan_to_num(neginf=0))
         for halved in range(TRIES):
             step = torch.randn(slope.shape, generator=dice)
             size = spread / float(step.std()) / 2**halved
@@ -250,6 +255,11 @@ def captures_can_be_differentiated(model: MIModel, tokens: Tensor) -> None:
             if not mismatch:
                 break
         _must(not mismatch, f"the slope at {hook!r} {mismatch}")
+
+
+def _spread(x: Tensor) -> float:
+    """How far the entries of an activation are from each other, or from zero if they are equal."""
+    return float(x.std()) or float(x.abs().max())
 
 
 def _unlike(found: float, shares: Tensor) -> str:
@@ -374,7 +384,7 @@ def _logits(model: MIModel, tokens: Tensor, spec: HookSpec | None = None) -> Ten
 
 def _shape(model: MIModel, hook: Hook, tokens: Tensor) -> tuple[int, ...]:
     batch, pos = tokens.shape
-    runs = {"batch": batch, "pos": pos, "query": pos, "key": pos}
+    runs = {"batch": batch} | dict.fromkeys(AXES, pos)
     return tuple(axis if isinstance(axis, int) else runs[axis] for axis in model.hooks[hook])
 
 

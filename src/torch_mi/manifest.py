@@ -93,6 +93,7 @@ def describe_spec(spec: HookSpec | None) -> dict[str, object] | None:
     data, tensors = spec_to_dict(
         HookSpec(
             captures=spec.captures,
+            limits=spec.limits,
             edits=saved,
             state_knockout=spec.state_knockout,
             state_steering=spec.state_steering,

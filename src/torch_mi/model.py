@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from torch_mi.backends.protocol import MIBackend, Run, offer_of
+from torch_mi.backends.protocol import MIBackend, Run, offer_of, stream_width
 from torch_mi.cache import HookCache, Prefix, Ran, Residual
 from torch_mi.errors import ModelError, TokenizerError
 from torch_mi.hooks.coordinates import Frame, Text
@@ -147,7 +147,8 @@ class MIModel:
         with torch.set_grad_enabled(grad), running(frame.batch, frame.pos):
             end, carries = self._through(start, batch, passing)
         captured, before = trace.finish()
-        kept = None if after is None else batch.follow(prefix, carries)
+        states = self.backend.recurrent
+        kept = None if after is None else batch.follow(prefix, carries, recurrent=states)
         made = partial(self._manifest, batch, spec, attention, trace)
         receipts = tuple(trace.receipts)
         ran = Ran(end, captured, before, receipts, batch.tokens, batch.real, kept, made)
@@ -340,7 +341,7 @@ class MIModel:
     ) -> Batch:
         """The prompt as tokens on the model's device, with padding and positions settled."""
         if isinstance(start, Residual):
-            batch = Batch.blank(start.x, self.hidden_size)
+            batch = Batch.blank(start.x, stream_width(self.backend, start.layer))
         else:
             batch = batch_of(self, start)
         return batch.place(mask, positions, prefix, self.device)

@@ -6,7 +6,7 @@ recorded once, and another that differs from it from some layer and position on 
 with the keys and values of earlier positions from the record.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,13 @@ from torch_mi.cache import HookCache, Prefix, Residual
 from torch_mi.errors import ModelError
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec
-from torch_mi.hooks.trace import Offer
+from torch_mi.hooks.trace import Offer, Tap, silent
 from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
 from torch_mi.types import Carry
+
+PIECE, PIECES = 16, 32
+"""A recurrent state is kept every so many tokens, or so many times in a text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +34,13 @@ class Record:
     tokens: Tensor
     """Token ids [1 pos]."""
     residuals: tuple[Tensor, ...]
-    """The residual stream [1 pos d_model] entering each layer, and that leaving the last."""
+    """What enters each layer: the residual stream [1 pos d_model] and what flows beside it; and
+    the stream that leaves the last."""
     captured: Mapping[str, Tensor]
     """Other activations, by hook, where they were asked for."""
     manifest: Manifest
     _prefix: Prefix
+    _states: "States | None" = None
 
     @property
     def length(self) -> int:
@@ -48,29 +53,93 @@ class Record:
 
     def prefix(self, start: int) -> Prefix:
         """What the positions before `start` leave behind."""
-        return self._prefix.cut(start)
+        if self._states is None or start == 0:
+            return self._prefix.cut(start)
+        layers = range(len(self.residuals) - 1)
+        positions = torch.arange(start, device=self.tokens.device)[None]
+        carries = {layer: self.past(layer, start) for layer in layers}
+        return Prefix(carries, self.tokens[:, :start], positions, recurrent=True)
 
     def past(self, layer: int, start: int) -> Carry:
         """What one layer remembers of the positions before `start`; nothing if there are none."""
-        return tuple(x[:, :start] for x in self._prefix.carries[layer]) if start else ()
+        if not start:
+            return ()
+        if self._states is not None:
+            return self._states.before(layer, start)
+        return tuple(x[:, :start] for x in self._prefix.carries[layer])
+
+
+class States:
+    """What the layers of a recurrent model remember at any position of a recorded run.
+
+    States at some positions are kept; those in between are run again from the last one kept.
+    """
+
+    def __init__(self, model: MIModel, residuals: Sequence[Tensor]) -> None:
+        self._model, self._residuals = model, residuals
+        self._length = residuals[0].shape[1]
+        self._piece = max(PIECE, -(-self._length // PIECES))
+        self._kept: dict[int, list[Carry]] = {}
+        self._last: dict[int, tuple[int, Carry]] = {}
+
+    def before(self, layer: int, start: int) -> Carry:
+        """What a layer remembers of the positions before `start`."""
+        if layer in self._last and self._last[layer][0] == start:
+            return self._last[layer][1]
+        kept = self._kept.setdefault(layer, [()])
+        while len(kept) <= start // self._piece:
+            begin_at = (len(kept) - 1) * self._piece
+            kept.append(self._on(layer, begin_at, begin_at + self._piece, kept[-1]))
+        known = start // self._piece
+        found = self._on(layer, known * self._piece, start, kept[known])
+        self._last[layer] = start, found
+        return found
+
+    def _on(self, layer: int, start: int, stop: int, past: Carry) -> Carry:
+        if start == stop:
+            return past
+        shared = begin(self._model, stop, start)
+        x = self._residuals[layer][:, start:stop]
+        return self._model.backend.remember(layer, x, shared, silent, past)
 
 
 def record(model: MIModel, tokens: Tensor, points: Iterable[str] = ()) -> Record:
     """A plain run of one prompt [1 pos], recorded, with the activations at `points`."""
     if len(tokens) != 1:
         raise ModelError(f"a record is of one prompt, not of {len(tokens)}")
-    wanted = tuple(points)
-    spec = HookSpec().capture(HookPoint.ResidPre, *wanted)
-    cut = can_cut(model)
-    run = model.forward(tokens, spec, after=Prefix() if cut else None, stop=model.num_layers)
-    residuals = [run[HookPoint.ResidPre(layer)] for layer in range(model.num_layers)]
+    wanted, layers = tuple(points), range(model.num_layers)
+    flowing = [p(layer) for layer in layers for p in model.backend.stream_points(layer)]
+    spec = HookSpec().capture(*flowing, *wanted)
+    recurrent = model.backend.recurrent
+    keep = can_cut(model) and not recurrent
+    run = model.forward(tokens, spec, after=Prefix() if keep else None, stop=model.num_layers)
+    residuals = [stream(model, run, layer) for layer in layers]
     return Record(
         tokens.to(model.device),
         (*residuals, run.residual.x),
         {hook: run[hook] for hook in run},
         run.manifest,
-        run.prefix if cut else Prefix(),
+        run.prefix if keep else Prefix(),
+        States(model, residuals) if recurrent else None,
     )
+
+
+def stream(model: MIModel, cache: HookCache, layer: int) -> Tensor:
+    """What enters a layer of a run that captured it: the stream and what flows beside it.
+
+    `Residual(layer, stream(model, cache, layer))` is where a run can start. In most models it is
+    the capture of `ResidPre`; RWKV-7 needs that of `RwkvVFirst` too.
+    """
+    parts = [cache[point(layer)] for point in model.backend.stream_points(layer)]
+    return parts[0] if len(parts) == 1 else torch.cat([part.flatten(2) for part in parts], -1)
+
+
+def entering(model: MIModel, x: Tensor, tap: Tap) -> Tensor:
+    """What enters a layer, after the edits of the residual stream there."""
+    width = model.hidden_size
+    if x.shape[-1] == width:
+        return tap(HookPoint.ResidPre, x)
+    return torch.cat([tap(HookPoint.ResidPre, x[..., :width]), x[..., width:]], -1)
 
 
 def rerun(

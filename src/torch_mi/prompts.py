@@ -41,7 +41,9 @@ class Batch:
     def blank(residual: Tensor, width: int) -> "Batch":
         """The batch of a residual stream [batch pos d_model]: it has no tokens."""
         if residual.ndim != 3 or residual.shape[-1] != width:  # noqa: PLR2004 - its axes
-            raise ModelError(f"a Residual holds [batch pos {width}], got {list(residual.shape)}")
+            raise ModelError(
+                f"a Residual of this layer holds [batch pos {width}], got {list(residual.shape)}"
+            )
         return Batch(torch.zeros(residual.shape[:2], dtype=torch.long), known=False)
 
     @property
@@ -99,13 +101,17 @@ class Batch:
             return self
         return replace(self, tokens=torch.cat([prefix.tokens, self.tokens], 1), real=self.padding)
 
-    def follow(self, prefix: Prefix, carries: Mapping[int, Carry]) -> Prefix:
+    def follow(self, prefix: Prefix, carries: Mapping[int, Carry], *, recurrent: bool) -> Prefix:
         """The prefix that a run of this batch leaves behind."""
         rows = self.tokens.shape[0]
         here = self.positions.expand(rows, -1)
         before = here[:, :0] if prefix.positions is None else prefix.positions
         return Prefix(
-            carries, self.with_prefix(prefix).tokens, torch.cat([before, here], 1), self.padding
+            carries,
+            self.with_prefix(prefix).tokens,
+            torch.cat([before, here], 1),
+            self.padding,
+            recurrent,
         )
 
 

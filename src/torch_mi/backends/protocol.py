@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """What an architecture provides; `MIModel` provides everything else."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -133,6 +134,15 @@ class MIBackend(Protocol):
         ...
 
     @property
+    def recurrent(self) -> bool:
+        """Whether a layer hands on a state, and not something for each token."""
+        ...
+
+    def stream_points(self, layer: int) -> tuple[HookPoint, ...]:
+        """What a layer's input consists of: `ResidPre`, and after it what else flows beside it."""
+        ...
+
+    @property
     def final_norm(self) -> HeldNorm | None:
         """What the final norm does to a normalised vector, if there is a final norm."""
         ...
@@ -174,3 +184,12 @@ def offer_of(backend: MIBackend) -> Offer:
     layers = range(backend.n_layers)
     within = tuple(backend.layer_points(layer) for layer in layers)
     return Offer(backend.hook_points, len(layers), backend.read_only, within=within)
+
+
+def stream_width(backend: MIBackend, layer: int) -> int:
+    """How wide what enters a layer is."""
+    sizes = backend.sizes
+    return sum(
+        math.prod(sizes[axis] for axis in point.axes if axis not in ("batch", "pos"))
+        for point in backend.stream_points(layer)
+    )

@@ -142,6 +142,11 @@ class Transformer(nn.Module):
     def layer_points(self, layer: int) -> frozenset[HookPoint]:
         return self._points[layer]
 
+    recurrent = False
+
+    def stream_points(self, layer: int) -> tuple[HookPoint, ...]:  # noqa: ARG002 - all alike
+        return (HookPoint.ResidPre,)
+
     @property
     def n_layers(self) -> int:
         return self.cfg.num_layers

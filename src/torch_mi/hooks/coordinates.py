@@ -149,7 +149,7 @@ AXIS = {
     "pos": ("pos",),
     "head": ("head", "kv_head"),
     "query": ("query",),
-    "key": ("key",),
+    "key": ("key", "source"),
     "neuron": ("d_mlp",),
     "expert": ("expert",),
 }
@@ -181,7 +181,8 @@ class Frame:
 
     def size(self, axis: str) -> int:
         """How long an axis of an activation is in this run."""
-        runs = {"batch": self.batch, "pos": self.pos, "query": self.pos, "one": 1}
+        runs = {"batch": self.batch, "one": 1}
+        runs |= dict.fromkeys(("pos", "query", "source"), self.pos)
         if axis == "key":
             return self.seen + self.pos
         return runs[axis] if axis in runs else self.sizes[axis]
@@ -224,31 +225,31 @@ def select(at: At, point: HookPoint, frame: Frame) -> Selection | None:
             raise InterventionError(
                 f"{point.name} has no {name} axis; At() can limit {', '.join(choices)} there"
             )
-    rows = _indices(named.get("batch"), frame.batch, "batch", "the batch")
-    chosen: list[_Axis] = []
+    rows = indices(named.get("batch"), frame.batch, "batch", "the batch")
+    chosen: list[Axis] = []
     for axis in point.axes:
         place = named.get(NAME.get(axis, ""))
         if axis == "batch":
-            chosen.append(_Axis(rows))
-        elif axis in ("pos", "query", "key") and place is not None:
-            found = _positions(place, axis, rows, frame)
+            chosen.append(Axis(rows))
+        elif axis in ("pos", "query", "key", "source") and place is not None:
+            found = positions(place, axis, rows, frame)
             if found is None:
                 return None
             chosen.append(found)
         else:
-            chosen.append(_Axis(_indices(place, frame.size(axis), axis, point.name)))
+            chosen.append(Axis(indices(place, frame.size(axis), axis, point.name)))
     return _assemble(chosen, frame.shape(point))
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """What is selected along one axis: an integer, or a list; or one of those for each row."""
 
     index: "int | list[int]"
     per_row: "list[int] | list[list[int]] | None" = None
 
 
-def _indices(place: Place | None, size: int, axis: str, where: str) -> int | list[int]:
+def indices(place: Place | None, size: int, axis: str, where: str) -> int | list[int]:
     """Indices along an axis without text or padding, made non-negative."""
     if place is None:
         return list(range(size))
@@ -276,14 +277,14 @@ def _some(found: list[int], place: Place, axis: str) -> list[int]:
     return found
 
 
-def _positions(place: Place, axis: str, rows: int | list[int], frame: Frame) -> _Axis | None:
+def positions(place: Place, axis: str, rows: int | list[int], frame: Frame) -> Axis | None:
     """Unpadded positions as columns of this run; `None` if they are all in the prefix."""
     offset = 0 if axis == "key" else frame.seen
     found: list[int | list[int]] = []
     for row in [rows] if isinstance(rows, int) else rows:
         columns = frame.columns(row)
         where = f"row {row}" if frame.batch > 1 else "the prompt"
-        index = _indices(_in_text(place, row, frame), len(columns), axis, where)
+        index = indices(_in_text(place, row, frame), len(columns), axis, where)
         if isinstance(index, int):
             found.append(columns[index] - offset)
         else:
@@ -296,13 +297,13 @@ def _positions(place: Place, axis: str, rows: int | list[int], frame: Frame) -> 
             f"{axis}={place!r} is partly in the prefix that this run continues and partly after it"
         )
     if all(item == found[0] for item in found):
-        return _Axis(found[0])
+        return Axis(found[0])
     if len({len(item) for item in found if not isinstance(item, int)}) > 1:
         raise InterventionError(
             f"{axis}={place!r} selects different numbers of positions in different rows; "
             "limit the edit to one row with At(batch=…)"
         )
-    return _Axis([], cast("list[int] | list[list[int]]", found))
+    return Axis([], cast("list[int] | list[list[int]]", found))
 
 
 def _in_text(place: Place, row: int, frame: Frame) -> Index:
@@ -316,7 +317,7 @@ def _in_text(place: Place, row: int, frame: Frame) -> Index:
     return place.find(frame.text(row))
 
 
-def _assemble(axes: list[_Axis], shape: tuple[int, ...]) -> Selection:
+def _assemble(axes: list[Axis], shape: tuple[int, ...]) -> Selection:
     """One index for all axes, each limited on its own (an outer product)."""
     plain = [_plain(axis) for axis in axes]
     if all(p is not None for p in plain):
@@ -338,7 +339,7 @@ def _assemble(axes: list[_Axis], shape: tuple[int, ...]) -> Selection:
     return Selection(tuple(index), (*sizes, *shape[last + 1 :]))
 
 
-def _plain(axis: _Axis) -> int | slice | None:
+def _plain(axis: Axis) -> int | slice | None:
     """The axis as an integer or a slice, which torch serves without copying, if it is one."""
     if axis.per_row is not None:
         return None
@@ -348,9 +349,9 @@ def _plain(axis: _Axis) -> int | slice | None:
     return slice(start, stop) if axis.index == list(range(start, stop)) else None
 
 
-def _limits(axis: _Axis, size: int) -> bool:
+def _limits(axis: Axis, size: int) -> bool:
     return axis.per_row is not None or axis.index != list(range(size))
 
 
-def _one_a_row(axis: _Axis) -> bool:
+def _one_a_row(axis: Axis) -> bool:
     return axis.per_row is not None and isinstance(axis.per_row[0], int)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Self
 
 from torch_mi.errors import HookError, did_you_mean
+from torch_mi.hooks.hook import Hook
 
 
 class HookPoint(StrEnum):
@@ -116,6 +117,88 @@ class HookPoint(StrEnum):
         "batch pos head d_model",
         "each head's share of the attention output (computed only when asked for)",
     )
+    RwkvShift = (
+        "blocks.*.rwkv.hook_shift",
+        "batch pos d_model",
+        "what time mixing reads of the token before: the norm's output there",
+    )
+    RwkvR = (
+        "blocks.*.rwkv.hook_r",
+        "batch pos head d_key",
+        "receptance, as it reads the state (the query of other recurrent models)",
+    )
+    RwkvK = (
+        "blocks.*.rwkv.hook_k",
+        "batch pos head d_key",
+        "keys, as they are written to the state",
+    )
+    RwkvVFirst = (
+        "blocks.*.rwkv.hook_v_first",
+        "batch pos head d_value",
+        "the first layer's values, as this layer reads them",
+    )
+    RwkvV = (
+        "blocks.*.rwkv.hook_v",
+        "batch pos head d_value",
+        "values, as they are written to the state",
+    )
+    RwkvW = (
+        "blocks.*.rwkv.hook_w",
+        "batch pos head d_key",
+        "decay: what the state is multiplied by at this token, from 0 to 1 in every version",
+        "blocks.*.rwkv.hook_decay",
+    )
+    RwkvA = (
+        "blocks.*.rwkv.hook_a",
+        "batch pos head d_key",
+        "in-context learning rate: how much of what the key finds is erased",
+    )
+    RwkvKappa = (
+        "blocks.*.rwkv.hook_kappa",
+        "batch pos head d_key",
+        "the key of unit length under which the state erases",
+    )
+    RwkvG = (
+        "blocks.*.rwkv.hook_g",
+        "batch pos head d_value",
+        "the gate on what was read",
+    )
+    RwkvWrite = (
+        "blocks.*.rwkv.hook_write",
+        "batch pos head",
+        "how much of a token's key and value is written to the state: 1 unless edited",
+    )
+    RwkvErase = (
+        "blocks.*.rwkv.hook_erase",
+        "batch pos head",
+        "how much of what a token erases is erased: 1 unless edited",
+    )
+    RwkvState = (
+        "blocks.*.rwkv.hook_state",
+        "batch pos head d_key d_state",
+        "the state after each token, handed over token by token (computed only when asked for)",
+    )
+    RwkvEffectiveAttn = (
+        "blocks.*.rwkv.hook_effective_attn",
+        "batch head query source",
+        "what the value of each earlier token of the run counts in what is read, signed; "
+        "computed only when asked for",
+    )
+    RwkvBonus = (
+        "blocks.*.rwkv.hook_bonus",
+        "batch pos head d_value",
+        "what a token reads of itself beside the state",
+    )
+    RwkvWkv = (
+        "blocks.*.rwkv.hook_wkv",
+        "batch pos head d_value",
+        "what each head reads, before it is normed",
+    )
+    RwkvNormScale = (
+        "blocks.*.rwkv.hook_norm_scale",
+        "batch pos head one",
+        "denominator of the norm on what each head reads",
+    )
     Ln1PostScale = (
         "blocks.*.ln1_post.hook_scale",
         "batch pos one",
@@ -147,6 +230,16 @@ class HookPoint(StrEnum):
         "batch pos d_model",
         "what the MLP reads: that norm's output, gain included",
         "blocks.*.mlp.hook_in",
+    )
+    MlpShift = (
+        "blocks.*.mlp.hook_shift",
+        "batch pos d_model",
+        "what channel mixing reads of the token before: the norm's output there",
+    )
+    MlpGate = (
+        "blocks.*.mlp.hook_gate",
+        "batch pos d_model",
+        "the gate on the output of channel mixing",
     )
     MlpPre = "blocks.*.mlp.hook_pre", "batch pos d_mlp", "neurons before the nonlinearity"
     MlpPreLinear = (
@@ -241,6 +334,11 @@ class HookPoint(StrEnum):
     __hash__ = str.__hash__
 
     @property
+    def stepwise(self) -> bool:
+        """Whether a run hands this over token by token, as each depends on the one before."""
+        return "d_state" in self.axes
+
+    @property
     def per_layer(self) -> bool:
         return self.startswith("blocks.")
 
@@ -253,43 +351,6 @@ class HookPoint(StrEnum):
 
     def __repr__(self) -> str:
         return f"HookPoint.{self.name}"
-
-
-class Hook(str):
-    """One place in one model: a hook point and, inside the blocks, a layer.
-
-    >>> hook = Hook.parse("blocks.5.attn.hook_attn_scores")
-    >>> hook.point, hook.layer, str(hook)
-    (HookPoint.AttnScores, 5, 'blocks.5.attn.hook_scores')
-    """
-
-    point: HookPoint
-    layer: int | None
-
-    def __new__(cls, point: HookPoint, layer: int | None = None) -> Self:
-        if point.per_layer and (layer is None or layer < 0):
-            raise HookError(
-                f"{point.name} is inside a layer, numbered from 0; write HookPoint.{point.name}(0)"
-            )
-        if not point.per_layer and layer is not None:
-            raise HookError(f"{point.name} is not inside a layer; write HookPoint.{point.name}")
-        hook = super().__new__(cls, point.replace("*", str(layer)))
-        hook.point, hook.layer = point, layer
-        return hook
-
-    def __getnewargs__(self) -> tuple[HookPoint, int | None]:  # pyright: ignore[reportIncompatibleMethodOverride] - copied by its parts
-        return self.point, self.layer
-
-    @staticmethod
-    def parse(where: str) -> "Hook":
-        """Read one place by any of its spellings; an unknown name is an error."""
-        found = locate(where)
-        if isinstance(found, HookPoint):
-            raise HookError(f"{where} is a place in every layer; name one, as {found(0)!r}")
-        return found
-
-    def __repr__(self) -> str:
-        return f"HookPoint.{self.point.name}" + ("" if self.layer is None else f"({self.layer})")
 
 
 def locate(where: str) -> Hook | HookPoint:
@@ -321,4 +382,9 @@ def _nearest(where: str, layer: str) -> str:
     return did_you_mean(where, paths) or did_you_mean(where, [p.name for p in members.values()])
 
 
-_BY_PATH = {path: point for point in HookPoint for path in (str(point), *point.aliases)}
+_BY_PATH = {
+    spelt: point
+    for point in HookPoint
+    for path in (str(point), *point.aliases)
+    for spelt in (path, path.replace(".rwkv.", ".rnn."))
+}

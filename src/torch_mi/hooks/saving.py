@@ -26,6 +26,10 @@ def spec_to_dict(spec: HookSpec) -> tuple[Json, dict[str, Tensor]]:
     data: Json = {
         "format": FORMAT,
         "captures": {when: [str(p) for p in places] for when, places in spec.captures.items()},
+        "limits": [
+            {"when": when, "where": str(place), "at": _at_to_json(at)}
+            for (when, place), at in spec.limits.items()
+        ],
         "edits": [_edit_to_dict(str(place), edit, tensors) for place, edit in spec.edits],
         "state_knockout": asdict(spec.state_knockout) if spec.state_knockout else None,
         "state_steering": asdict(spec.state_steering) if spec.state_steering else None,
@@ -42,14 +46,19 @@ def spec_from_dict(data: Mapping[str, object], tensors: Mapping[str, Tensor]) ->
     try:
         spec.allow_unfired = bool(data["allow_unfired"])
         for when, places in cast("dict[When, list[str]]", data["captures"]).items():
-            spec.capture(*places, when=when)
+            limited = {
+                str(item["where"]): _at_from_json(cast("Json", item["at"]))
+                for item in cast("list[Json]", data.get("limits", []))
+                if item["when"] == when
+            }
+            for place in places:
+                spec.capture(place, when=when, at=limited.get(place))
         for edit in cast("list[Json]", data["edits"]):
             spec.intervene(cast("str", edit["where"]), _edit_from_dict(edit, tensors))
         if knockout := cast("Json | None", data["state_knockout"]):
-            spec.set_state_knockout(StateKnockoutSpec(**_state(knockout)))
+            spec.set_state_knockout(StateKnockoutSpec(**cast("Any", _state(knockout))))
         if steering := cast("Json | None", data["state_steering"]):
-            scale = cast("float", steering["scale"])
-            spec.set_state_steering(StateSteeringSpec(**_state(steering), scale=scale))
+            spec.set_state_steering(StateSteeringSpec(**cast("Any", _state(steering))))
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise FileError(f"a saved spec is incomplete or damaged: {cause!r}") from cause
     return spec
@@ -95,7 +104,7 @@ def _edit_to_dict(where: str, edit: Intervention, tensors: dict[str, Tensor]) ->
         elif value is not None:
             out[name] = value
     if edit.at is not None:
-        out["at"] = {name: _place_to_json(place) for name, place in edit.at.named().items()}
+        out["at"] = _at_to_json(edit.at)
     return out
 
 
@@ -110,9 +119,16 @@ def _edit_from_dict(data: Json, tensors: Mapping[str, Tensor]) -> Intervention:
             value = tensors[cast("dict[str, str]", value)["tensor"]]
         values[field.name] = value
     places = cast("Json | None", data.get("at"))
-    chosen = {name: _place_from_json(place) for name, place in (places or {}).items()}
-    at = None if places is None else At(**cast("dict[str, Any]", chosen))
-    return kind(**values, at=at)
+    return kind(**values, at=None if places is None else _at_from_json(places))
+
+
+def _at_to_json(at: At) -> Json:
+    return {name: _place_to_json(place) for name, place in at.named().items()}
+
+
+def _at_from_json(data: Json) -> At:
+    chosen = {name: _place_from_json(place) for name, place in data.items()}
+    return At(**cast("dict[str, Any]", chosen))
 
 
 def _place_to_json(place: Place) -> object:
@@ -141,7 +157,9 @@ def _place_from_json(value: object) -> Place:
     return Span(cast("str", data["span"]), nth, cast("int | None", data["which"]))
 
 
-def _state(data: Json) -> dict[str, tuple[int, ...]]:
-    layers = cast("list[int] | None", data["layers"])
-    positions = tuple(cast("list[int]", data["positions"]))
-    return {"positions": positions} | ({} if layers is None else {"layers": tuple(layers)})
+def _state(data: Json) -> Json:
+    """The fields of a state spec; lists are tuples, and what older files lack is as it was."""
+    return {
+        name: tuple(cast("list[int]", value)) if isinstance(value, list) else value
+        for name, value in data.items()
+    }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from torch_mi.errors import HookError, InterventionError
+from torch_mi.hooks.coordinates import At
 from torch_mi.hooks.interventions import Intervention
 from torch_mi.hooks.point import Hook, HookPoint, locate
 from torch_mi.hooks.states import StateKnockoutSpec, StateSteeringSpec
@@ -44,6 +45,10 @@ class HookSpec:
     captures: dict[When, list[Place]] = field(
         default_factory=lambda: {"after": [], "before": []}, kw_only=True
     )
+    limits: dict[tuple[When, Place], At] = field(
+        default_factory=dict[tuple[When, Place], At], kw_only=True
+    )
+    """The part of a place that its capture keeps, where it does not keep all."""
     edits: list[tuple[Place, Intervention]] = field(
         default_factory=list[tuple[Place, Intervention]], kw_only=True
     )
@@ -51,12 +56,19 @@ class HookSpec:
     state_steering: StateSteeringSpec | None = field(default=None, kw_only=True)
     allow_unfired: bool = field(default=False, kw_only=True)
 
-    def capture(self, *where: str, when: When = "after") -> Self:
-        """Capture these places, after the edits there or before them."""
+    def capture(self, *where: str, when: When = "after", at: At | None = None) -> Self:
+        """Capture these places, after the edits there or before them; of each the part `at`."""
         if when not in self.captures:
             raise HookError(f"when={when!r}; a capture is taken 'after' the edits or 'before' them")
         kept = self.captures[when]
-        kept.extend(place for place in dict.fromkeys(map(locate, where)) if place not in kept)
+        for place in dict.fromkeys(map(locate, where)):
+            if place not in kept:
+                kept.append(place)
+                if at is not None:
+                    self.limits[when, place] = at
+            elif self.limits.get((when, place)) != at:
+                whole = self.limits.get((when, place)) or "whole"
+                raise HookError(f"{place!r} is captured {whole} already; capture it once")
         return self
 
     def intervene(self, where: str, intervention: Intervention) -> Self:
@@ -86,7 +98,8 @@ class HookSpec:
             if mine is not None and theirs is not None and mine != theirs:
                 raise InterventionError(f"both specs have a state {what}, and they differ")
         for when, places in other.captures.items():
-            self.capture(*places, when=when)
+            for place in places:
+                self.capture(place, when=when, at=other.limits.get((when, place)))
         self.edits.extend(other.edits)
         self.state_knockout = self.state_knockout or other.state_knockout
         self.state_steering = self.state_steering or other.state_steering
@@ -97,7 +110,7 @@ class HookSpec:
         captures: dict[When, list[Place]] = {
             when: list(places) for when, places in self.captures.items()
         }
-        return replace(self, captures=captures, edits=list(self.edits))
+        return replace(self, captures=captures, limits=dict(self.limits), edits=list(self.edits))
 
     def __or__(self, other: "HookSpec") -> "HookSpec":
         return self.copy().extend(other)
@@ -147,7 +160,10 @@ class HookSpec:
         parts = [f"at {place!r}: {edit!r}" for place, edit in self.edits]
         for when, places in self.captures.items():
             if places:
-                names = ", ".join(map(repr, places))
+                names = ", ".join(
+                    repr(p) + (f" {self.limits[when, p]}" if (when, p) in self.limits else "")
+                    for p in places
+                )
                 parts.append(f"capture {names}" + (" before edits" if when == "before" else ""))
         parts += [repr(s) for s in (self.state_knockout, self.state_steering) if s is not None]
         parts += ["edits may stay unfired"] if self.allow_unfired else []

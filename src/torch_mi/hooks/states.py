@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Which writes to a recurrent state to remove or rescale; only recurrent models have one.
 
-A token's write to the state of layer i is knocked out (factor 0) or scaled. What the token adds to
-its own output through a bonus term, and the token shift, are not touched.
+A token's write to the state of a layer is knocked out (factor 0) or scaled: an edit at `RwkvWrite`.
+What the token adds to its own output beside the state, what it erases, and what the next token
+reads of it through the token shift are not touched; `full` and `shift` touch those too.
 """
 
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 from torch_mi.errors import InterventionError
+from torch_mi.hooks.coordinates import At, Frame
+from torch_mi.hooks.hook import Hook
+from torch_mi.hooks.interventions import Intervention, Scale, Zero
+from torch_mi.hooks.point import HookPoint
 
 
 @dataclass(frozen=True)
@@ -17,10 +23,20 @@ class StateKnockoutSpec:
 
     positions: tuple[int, ...] = ()
     layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    """`None` is every head."""
+    full: bool = False
+    """Whether the token erases nothing either, where a model erases (RWKV-7, the delta rule)."""
+    shift: bool = False
+    """Whether the next token does not see this one through the token shift either."""
 
     def position(self, *positions: int) -> Self:
         """These positions too."""
         return replace(self, positions=(*self.positions, *positions))
+
+    def head(self, *heads: int) -> Self:
+        """These heads and no others."""
+        return replace(self, heads=heads)
 
     def layer(self, *layers: int) -> Self:
         """These layers and no others."""
@@ -46,7 +62,8 @@ class StateKnockoutSpec:
         for position in self.positions:
             if not 0 <= position < seq_len:
                 raise InterventionError(
-                    f"position {position} is out of range: the run has {seq_len}"
+                    f"position {position} is out of range: the run has {seq_len} tokens "
+                    f"(0 … {seq_len - 1})"
                 )
 
 
@@ -55,3 +72,61 @@ class StateSteeringSpec(StateKnockoutSpec):
     """State writes to multiply by `scale`: 0 removes, 1 changes nothing."""
 
     scale: float = 1.0
+
+
+@runtime_checkable
+class HasStateEdits(Protocol):
+    """The part of a `HookSpec` that is about recurrent states."""
+
+    state_knockout: StateKnockoutSpec | None
+    state_steering: StateSteeringSpec | None
+
+
+def state_edits(
+    spec: HasStateEdits, points: Set[HookPoint], n_layers: int, frame: Frame
+) -> Iterator[tuple[Hook, Intervention]]:
+    """The edits that knockout and steering of a state are; of both, knockout wins where it is."""
+    knockout, steering = spec.state_knockout, spec.state_steering
+    if (knockout or steering) and HookPoint.RwkvWrite not in points:
+        raise InterventionError(
+            "this model has no recurrent state to knock out or steer; "
+            "its attention is edited at AttnScores and AttnPattern"
+        )
+    for each in (knockout, steering):
+        if each is not None:
+            each.validate(n_layers, frame.seen + frame.pos)
+    length = frame.seen + frame.pos
+    for layer in range(n_layers):
+        gone = positions_in(knockout, layer)
+        kept = [p for p in positions_in(steering, layer) if p not in gone]
+        if knockout is not None and gone:
+            yield from edits_of(knockout, layer, (gone, length), points, None)
+        if steering is not None and kept:
+            yield from edits_of(steering, layer, (kept, length), points, steering.scale)
+
+
+def positions_in(spec: StateKnockoutSpec | None, layer: int) -> list[int]:
+    """The positions that a spec names in a layer."""
+    if spec is None or not spec.applies_to_layer(layer):
+        return []
+    return sorted(spec.position_set())
+
+
+def edits_of(
+    spec: StateKnockoutSpec,
+    layer: int,
+    where: tuple[Iterable[int], int],
+    points: Set[HookPoint],
+    scale: float | None,
+) -> Iterator[tuple[Hook, Intervention]]:
+    """The edits of one layer: positions one by one, as a prefix may hold some of them."""
+    places, length = where
+    heads = None if spec.heads is None else list(spec.heads)
+    for position in places:
+        for point in (HookPoint.RwkvWrite, HookPoint.RwkvErase):
+            if point in points and (spec.full or point is HookPoint.RwkvWrite):
+                at = At(pos=position, head=heads)
+                yield Hook(point, layer), Zero(at=at) if scale is None else Scale(scale, at=at)
+        for point in (HookPoint.RwkvShift, HookPoint.MlpShift):
+            if spec.shift and point in points and position + 1 < length:
+                yield Hook(point, layer), Zero(at=At(pos=position + 1))

@@ -5,18 +5,20 @@ At one point the edits apply in the order of their registration; then the value 
 captured. A layer in which nothing is watched gets `silent`, which returns what it is given.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from torch_mi.errors import HookError, InterventionError
-from torch_mi.hooks.coordinates import NAME, Frame, Selection, select
+from torch_mi.hooks.coordinates import NAME, At, Frame, Selection, select
 from torch_mi.hooks.interventions import Apply, Intervention, Replace
 from torch_mi.hooks.point import Hook, HookPoint
-from torch_mi.hooks.spec import HookSpec, Place
+from torch_mi.hooks.receipt import Receipt
+from torch_mi.hooks.spec import HookSpec, Place, When
+from torch_mi.hooks.states import state_edits
+from torch_mi.hooks.steps import Apart, StepSite, apart
 
 
 @runtime_checkable
@@ -36,6 +38,14 @@ class Tap(Protocol):
         """Whether anyone edits this point here."""
         ...
 
+    def stops(self, point: HookPoint, /) -> Sequence[int]:
+        """The columns of this run at which a stepwise point is captured or edited."""
+        ...
+
+    def step(self, point: HookPoint, column: int, x: Tensor, /) -> Tensor:
+        """Hand over the activation [batch …] at a column of a stepwise point, and take it back."""
+        ...
+
 
 class Silent:
     """The tap of a layer nobody watches."""
@@ -52,32 +62,14 @@ class Silent:
     def edits(self, _: HookPoint, /) -> bool:
         return False
 
+    def stops(self, _: HookPoint, /) -> Sequence[int]:
+        return ()
+
+    def step(self, _: HookPoint, __: int, x: Tensor, /) -> Tensor:
+        return x
+
 
 silent = Silent()
-
-
-class Receipt:
-    """What became of one edit: where it applied, how often, to what shape, how much it changed."""
-
-    def __init__(self, hook: Hook, edit: Intervention, shape: tuple[int, ...]) -> None:
-        self.hook, self.edit, self.shape, self.times = hook, edit, shape, 0
-        self._largest: Tensor | None = None
-
-    @property
-    def largest_change(self) -> float:
-        """The largest absolute change of any entry; 0 for an edit that changed nothing."""
-        return 0.0 if self._largest is None else float(self._largest)
-
-    def record(self, old: Tensor, new: Tensor) -> None:
-        self.times += 1
-        moved = torch.where(new == old, 0, new.detach() - old.detach()).abs().max()
-        self._largest = moved if self._largest is None else torch.maximum(self._largest, moved)
-
-    def __repr__(self) -> str:
-        return (
-            f"<Receipt: {self.edit!r} at {self.hook} applied {self.times}× to "
-            f"{list(self.shape)}, largest change {self.largest_change:.4g}>"
-        )
 
 
 Captured = Tensor | Callable[[], Tensor]
@@ -94,39 +86,51 @@ class Site:
     )
     before: bool = False
     after: bool = False
+    limit_before: Selection | None = None
+    """The part of the value that is kept; `None` for all of it."""
+    limit_after: Selection | None = None
     reached: bool = False
     value_before: Captured | None = None
     value: Captured | None = None
 
+    def add(self, edit: Intervention, selection: Selection | None, receipt: Receipt) -> None:
+        """Apply an edit here, after those already registered."""
+        self.edits.append((edit, selection, receipt))
+
     def keep(self, make: Callable[[], Tensor]) -> None:
         """Keep a recipe in place of a value; there are no edits here."""
         self.reached = True
-        self.value_before = make if self.before else None
-        self.value = make if self.after else None
+        self.value_before = (lambda: taken(make(), self.limit_before)) if self.before else None
+        self.value = (lambda: taken(make(), self.limit_after)) if self.after else None
 
     def __call__(self, x: Tensor) -> Tensor:
         self.reached = True
         if self.before:
-            self.value_before = x
+            self.value_before = taken(x, self.limit_before)
         for edit, selection, receipt in self.edits:
             old = x if selection is None else selection.take(x)
             new = edit.edit(old, self.hook)
             receipt.record(old, new)
             x = new if selection is None else selection.put(x, new)
         if self.after:
-            self.value = x
+            self.value = taken(x, self.limit_after)
         return x
+
+
+def taken(x: Tensor, limit: Selection | None) -> Tensor:
+    """The part of a value that is kept."""
+    return x if limit is None else limit.take(x)
 
 
 class LayerTap:
     """The tap of a layer in which something is watched."""
 
-    def __init__(self, sites: Mapping[HookPoint, Site]) -> None:
+    def __init__(self, sites: Mapping[HookPoint, Site | StepSite]) -> None:
         self._sites = sites
 
     def __call__(self, point: HookPoint, x: Tensor, /) -> Tensor:
         site = self._sites.get(point)
-        return x if site is None else site(x)
+        return site(x) if isinstance(site, Site) else x
 
     def later(self, point: HookPoint, make: Callable[[], Tensor], /) -> None:
         site = self._sites.get(point)
@@ -139,6 +143,14 @@ class LayerTap:
     def edits(self, point: HookPoint, /) -> bool:
         return point in self._sites and bool(self._sites[point].edits)
 
+    def stops(self, point: HookPoint, /) -> Sequence[int]:
+        site = self._sites.get(point)
+        return site.columns if isinstance(site, StepSite) else ()
+
+    def step(self, point: HookPoint, column: int, x: Tensor, /) -> Tensor:
+        site = self._sites.get(point)
+        return site(column, x) if isinstance(site, StepSite) else x
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -147,7 +159,6 @@ class Offer:
     points: frozenset[HookPoint]
     n_layers: int
     read_only: frozenset[HookPoint] = frozenset()
-    has_state: bool = False
     within: tuple[frozenset[HookPoint], ...] | None = None
     """The points of each layer; `None` if all layers have all points."""
 
@@ -189,24 +200,18 @@ class Trace:
 
     def __init__(self, spec: HookSpec | None, offer: Offer, frame: Frame) -> None:
         """Resolve and check `spec` before anything runs."""
-        self._sites: dict[Hook, Site] = {}
-        self._by_layer: dict[int | None, dict[HookPoint, Site]] = {}
+        self._frame = frame
+        self._sites: dict[Hook, Site | StepSite] = {}
+        self._by_layer: dict[int | None, dict[HookPoint, Site | StepSite]] = {}
         self._layers = frame.layers
         self.receipts: list[Receipt] = []
         if spec is None or spec.is_empty():
             return
-        if (spec.state_knockout or spec.state_steering) and not offer.has_state:
-            raise InterventionError(
-                "this model has no recurrent state to knock out or steer; "
-                "its attention is edited at AttnScores and AttnPattern"
-            )
-        for place in spec.captures["before"]:
-            for site in self._open(place, offer, frame):
-                site.before = True
-        for place in spec.captures["after"]:
-            for site in self._open(place, offer, frame):
-                site.after = True
-        for place, edit in spec.edits:
+        for when, places in spec.captures.items():
+            for place in places:
+                self._capture(place, when, spec.limits.get((when, place)), offer)
+        edits = (*spec.edits, *state_edits(spec, offer.points, offer.n_layers, frame))
+        for place, edit in edits:
             self._add_edit(place, edit, offer, frame, allow_unfired=spec.allow_unfired)
 
     def tap(self, layer: int | None = None) -> Tap:
@@ -230,7 +235,37 @@ class Trace:
         layers = {hook.layer for hook in self._sites if hook.point in looked_at}
         return sorted(layer for layer in layers if layer is not None)
 
-    def _open(self, place: Place, offer: Offer, frame: Frame) -> list[Site]:
+    def _capture(self, place: Place, when: When, at: At | None, offer: Offer) -> None:
+        """Note a capture in the layers that this run goes through."""
+        for site in self._open(place, offer, self._frame):
+            point = site.hook.point
+            if isinstance(site, StepSite):
+                limit = apart(at, point, self._frame)
+                self._set_steps(site, when, limit)
+            else:
+                limit = None if at is None else select(at, point, self._frame)
+                self._set(site, when, limit)
+            if at is not None and limit is None:
+                raise HookError(
+                    f"{place!r} is captured {at!r}, which is not in this run, "
+                    f"{_extent(self._frame, offer.n_layers)}"
+                )
+
+    @staticmethod
+    def _set_steps(site: StepSite, when: When, limit: Apart | None) -> None:
+        if when == "before":
+            site.limit_before = limit
+        else:
+            site.limit_after = limit
+
+    @staticmethod
+    def _set(site: Site, when: When, limit: Selection | None) -> None:
+        if when == "before":
+            site.before, site.limit_before = True, limit
+        else:
+            site.after, site.limit_after = True, limit
+
+    def _open(self, place: Place, offer: Offer, frame: Frame) -> "list[Site | StepSite]":
         """The sites for a place, in the layers that this run goes through."""
         hooks = offer.resolve(place)
         inside = [h for h in hooks if _reached_by(h, frame)]
@@ -238,9 +273,10 @@ class Trace:
             raise HookError(f"{place!r} is outside this run, {_extent(frame, offer.n_layers)}")
         return [self._site(hook) for hook in inside]
 
-    def _site(self, hook: Hook) -> Site:
+    def _site(self, hook: Hook) -> "Site | StepSite":
         if hook not in self._sites:
-            site = self._sites[hook] = Site(hook)
+            step = hook.point.stepwise
+            site = self._sites[hook] = StepSite(hook, self._frame) if step else Site(hook)
             self._by_layer.setdefault(hook.layer, {})[hook.point] = site
         return self._sites[hook]
 
@@ -270,7 +306,7 @@ class Trace:
         for hook in inside:
             receipt = Receipt(hook, edit, shape)
             self.receipts.append(receipt)
-            self._site(hook).edits.append((edit, selection, receipt))
+            self._site(hook).add(edit, selection, receipt)
 
 
 def _reached_by(hook: Hook, frame: Frame) -> bool:

@@ -11,7 +11,7 @@ from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap, Trace, silent
 from torch_mi.model import MIModel
-from torch_mi.partial import begin, can_cut, offer
+from torch_mi.partial import begin, can_cut, entering, offer
 from torch_mi.sweeps.metrics import Metric
 from torch_mi.sweeps.plan import Batch
 from torch_mi.sweeps.reach import TOKENS, Cell, Item
@@ -45,6 +45,16 @@ class RowsTap:
 
     def edits(self, point: HookPoint, /) -> bool:
         return any(tap.edits(point) for _, tap in self._rows)
+
+    def stops(self, point: HookPoint, /) -> Sequence[int]:
+        return sorted({column for _, tap in self._rows for column in tap.stops(point)})
+
+    def step(self, point: HookPoint, column: int, x: Tensor, /) -> Tensor:
+        watching = [(row, tap) for row, tap in self._rows if column in tap.stops(point)]
+        out = x.clone()
+        for row, tap in watching:
+            out[row : row + 1] = tap.step(point, column, x[row : row + 1])
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +103,10 @@ def climb(model: MIModel, items: Mapping[int, Item], batch: Batch) -> list[Ended
         tap, past = _tap(rows[:count], layer), _past(rows[:count], layer, start)
         if layer == layers - 1 and kept > start:
             # nothing after this layer's keys and values needs the positions before
-            x = tap(HookPoint.ResidPre, x)
-            carry = model.backend.remember(layer, x, shared, silent, past)
-            x, past = x[:, kept - start :], tuple(part[:, :kept] for part in carry)
+            x = entering(model, x, tap)
+            before = begin(model, kept, start)
+            past = model.backend.remember(layer, x[:, : kept - start], before, silent, past)
+            x = x[:, kept - start :]
             start, shared, tap = kept, begin(model, batch.length, kept), silent
         x, _ = model.backend.block(layer, x, shared, tap, past)
         parts = [x]

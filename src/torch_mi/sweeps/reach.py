@@ -17,6 +17,7 @@ from torch_mi.hooks.coordinates import NAME, At, Frame, Index, Span, Text, Token
 from torch_mi.hooks.interventions import KINDS, Intervention, Knockout, Replace, Scale, Zero
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.hooks.spec import HookSpec
+from torch_mi.hooks.states import state_edits
 from torch_mi.hooks.trace import Trace
 from torch_mi.model import MIModel
 from torch_mi.partial import Record, can_cut, hooks_of, offer
@@ -38,6 +39,17 @@ OWN_POSITION = frozenset(
     or point.startswith(("blocks.*.mlp.", "blocks.*.ln2.", "blocks.*.hook_mlp_"))
 ) - frozenset(STARTS)
 """Points that in the last layer change nothing but what is read at the same position."""
+
+
+AFTER_SHIFT = frozenset(point for point in OWN_POSITION if not point.per_layer) | {
+    P.MlpPre,
+    P.MlpGate,
+    P.MlpPost,
+    P.MlpRawOut,
+    P.MlpOut,
+    P.ResidPost,
+}
+"""The same in a recurrent model, whose channel mixing reads the token before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +147,10 @@ def frame_of(model: MIModel, of: Record, start: int = 0, layer: int = TOKENS) ->
 
 def reach(item: Item, spec: HookSpec, index: int = 0) -> Cell:
     """What of a run with `spec` must be run; the spec is checked as a whole run would check it."""
-    if spec.num_captures() or spec.state_knockout or spec.state_steering:
+    if spec.num_captures():
         raise InterventionError(f"a cell of a sweep may edit and nothing else, not {spec!r}")
     frame = item.frame()
+    spec = lowered(item.model, spec, frame)
     for _, edit in spec.edits:
         if edit.at is not None and edit.at.batch is not None:
             raise InterventionError(f"{edit!r}: a cell of a sweep is one prompt; leave batch out")
@@ -158,6 +171,16 @@ def reach(item: Item, spec: HookSpec, index: int = 0) -> Cell:
         pos = NEVER
     ends = any(r.layer == item.model.num_layers for r in edits)
     return Cell(item.index, index, edits, layer, pos, opaque, ends)
+
+
+def lowered(model: MIModel, spec: HookSpec, frame: Frame) -> HookSpec:
+    """The same spec with knockout and steering of a state as edits."""
+    if not (spec.state_knockout or spec.state_steering):
+        return spec
+    plain = spec.copy()
+    plain.edits += state_edits(spec, model.backend.hook_points, model.num_layers, frame)
+    plain.state_knockout = plain.state_steering = None
+    return plain
 
 
 def needed(model: MIModel, spec: HookSpec) -> Iterator[Hook]:
@@ -215,15 +238,20 @@ def _counted(edit: Intervention, frame: Frame) -> Intervention:
 
 def _only_read(item: Item, r: Reached) -> Reached:
     """The same edit, of no earlier positions than are read where no others matter."""
-    last = r.layer == item.model.num_layers - 1 and r.hook.point in OWN_POSITION
+    last = r.layer == item.model.num_layers - 1 and r.hook.point in own_position(item.model)
     if not last or r.places is not None or not _narrows(r.edit):
         return r
     return replace(r, pos=max(r.pos, min(item.reads)))
 
 
+def own_position(model: MIModel) -> frozenset[HookPoint]:
+    """Points that in the last layer change nothing but what is read at the same position."""
+    return AFTER_SHIFT if model.backend.recurrent else OWN_POSITION
+
+
 def _unread(item: Item, r: Reached) -> bool:
     """Whether an edit is too late to change anything that is read."""
-    late = r.layer >= item.model.num_layers - 1 and r.hook.point in OWN_POSITION
+    late = r.layer >= item.model.num_layers - 1 and r.hook.point in own_position(item.model)
     return late and _known(r.edit) and r.places is not None and not set(r.places) & set(item.reads)
 
 
@@ -248,6 +276,8 @@ def _first(point: HookPoint, edit: Intervention, places: tuple[int, ...] | None)
     """The first position that a counted edit can change, going by its coordinates."""
     key = None if edit.at is None else edit.at.key
     free = _narrows(edit) and not isinstance(edit, Replace)
+    if "source" in point.axes:  # a run from later on has no earlier sources
+        return 0
     if places is None and key is not None and free and "key" in point.axes:
         # a key is seen by its own position and later ones
         return key if isinstance(key, int) else min(cast("list[int]", key))

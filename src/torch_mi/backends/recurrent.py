@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Recurrent language models: one forward pass; each version supplies how it mixes."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from torch_mi.backends.protocol import HeldNorm, Run, Written
+from torch_mi.backends.recurrent_points import layer_points, outer_points, sizes_of
+from torch_mi.backends.transformer import held, normalised, table
+from torch_mi.config.recurrent import RecurrentConfig, Rwkv4, Rwkv5, Rwkv6, Rwkv7
+from torch_mi.hooks.point import HookPoint
+from torch_mi.hooks.trace import Tap, silent
+from torch_mi.nn.norm import Norm
+from torch_mi.nn.rwkv import Channels
+from torch_mi.nn.rwkv4 import Rwkv4Mix
+from torch_mi.nn.rwkv6 import Rwkv5Mix, Rwkv6Mix
+from torch_mi.nn.rwkv7 import Rwkv7Mix
+from torch_mi.nn.shift import Steps
+from torch_mi.types import Carry, Logits, Mixed, Resid, Tokens, split
+
+
+def time_mix(cfg: RecurrentConfig, layer: int) -> Rwkv4Mix | Rwkv5Mix | Rwkv6Mix | Rwkv7Mix:
+    """How one layer mixes what earlier tokens left."""
+    match cfg.mixer:
+        case Rwkv4():
+            return Rwkv4Mix(cfg, cfg.mixer, layer)
+        case Rwkv5():
+            return Rwkv5Mix(cfg, cfg.mixer, layer)
+        case Rwkv6():
+            return Rwkv6Mix(cfg, cfg.mixer, layer)
+        case Rwkv7():
+            return Rwkv7Mix(cfg, cfg.mixer, layer)
+
+
+class RecurrentBlock(nn.Module):
+    """One layer: time mixing and channel mixing, each added to the residual stream.
+
+    In a model whose later layers read the first layer's values, those flow beside the stream, as
+    more columns of it.
+    """
+
+    def __init__(self, cfg: RecurrentConfig, layer: int) -> None:
+        super().__init__()
+        self.width, self.values = cfg.hidden_size, (cfg.mixer.heads, cfg.mixer.value_size)
+        self.last = layer == cfg.num_layers - 1
+        kind, eps, width = cfg.norm_type, cfg.norm_eps, cfg.hidden_size
+        self.norm1 = Norm(kind, eps, width, HookPoint.Ln1Scale, HookPoint.Ln1Normalized)
+        self.mix = time_mix(cfg, layer)
+        self.norm2 = Norm(kind, eps, width, HookPoint.Ln2Scale, HookPoint.Ln2Normalized)
+        self.channels = Channels(cfg)
+
+    def forward(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
+        mid, first, carry = self._time(x, steps, tap, past)
+        h = tap(HookPoint.MlpIn, normalised(self.norm2, mid, tap))
+        out, kept = self.channels(h, steps, tap, past[len(carry) :])
+        x = tap(HookPoint.ResidPost, mid + tap(HookPoint.MlpOut, out))
+        return self._joined(x, first), (*carry, *kept)
+
+    def remember(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> Carry:
+        """What `forward` hands on to later tokens, and no more than it takes."""
+        mid, _, carry = self._time(x, steps, tap, past)
+        h = tap(HookPoint.MlpIn, normalised(self.norm2, mid, tap))
+        return (*carry, *self.channels.remember(h, steps, past[len(carry) :]))
+
+    def _time(
+        self, x: Resid, steps: Steps, tap: Tap, past: Carry
+    ) -> tuple[Resid, Mixed | None, Carry]:
+        """The stream after time mixing, the first layer's values, and what is carried on."""
+        x, first = self._parted(x)
+        x = tap(HookPoint.ResidPre, x)
+        h = tap(HookPoint.AttnIn, normalised(self.norm1, x, tap))
+        out, carry, first = self.mix(h, first, steps, tap, past[: self.mix.carried])
+        return tap(HookPoint.ResidMid, x + tap(HookPoint.AttnOut, out)), first, carry
+
+    def _parted(self, x: Resid) -> tuple[Resid, Mixed | None]:
+        """The stream, and the first layer's values if they flow beside it."""
+        beside = x[..., self.width :]
+        return x[..., : self.width], split(beside, -1, self.values) if beside.shape[-1] else None
+
+    def _joined(self, x: Resid, first: Mixed | None) -> Resid:
+        """The stream with what flows beside it."""
+        return x if first is None or self.last else torch.cat([x, first.flatten(2)], -1)
+
+
+class Recurrent(nn.Module):
+    """A recurrent language model, in the pieces that `MIModel.forward` strings together."""
+
+    always_explicit = False
+    parallel = False
+    causal = True
+    recurrent = True
+    logit_scale = 1.0
+    norms_attention_output = False
+    adds_attention_bias = False
+    unembedding_bias = None
+
+    def __init__(self, cfg: RecurrentConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.tokens = table(cfg.vocab_size, cfg.hidden_size)
+        self.norm0 = Norm(cfg.norm_type, cfg.norm_eps, cfg.hidden_size)
+        self.blocks = nn.ModuleList(RecurrentBlock(cfg, i) for i in range(cfg.num_layers))
+        self.norm = Norm(
+            cfg.norm_type,
+            cfg.norm_eps,
+            cfg.hidden_size,
+            HookPoint.FinalScale,
+            HookPoint.FinalNormalized,
+        )
+        self.head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        if cfg.tie_word_embeddings:
+            self.head.weight = self.tokens.weight
+        self._points = [layer_points(cfg, layer) for layer in range(cfg.num_layers)]
+        self.hook_points = outer_points(cfg).union(*self._points)
+        self.read_only = frozenset[HookPoint]()
+
+    def layer_points(self, layer: int) -> frozenset[HookPoint]:
+        return self._points[layer]
+
+    def stream_points(self, layer: int) -> tuple[HookPoint, ...]:
+        """What enters a layer: the stream, and beside it what later layers read of the first."""
+        beside = 0 < layer < self.n_layers and isinstance(self.cfg.mixer, Rwkv7)
+        return (HookPoint.ResidPre, HookPoint.RwkvVFirst) if beside else (HookPoint.ResidPre,)
+
+    @property
+    def n_layers(self) -> int:
+        return self.cfg.num_layers
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return sizes_of(self.cfg)
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.tokens.weight
+
+    @property
+    def unembedding(self) -> Tensor:
+        return self.head.weight
+
+    @property
+    def final_norm(self) -> HeldNorm:
+        return held(self.norm, self.tokens.weight)
+
+    def attention_written(self, layer: int) -> Written:  # noqa: ARG002 - nothing is added
+        return Written()
+
+    def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:
+        block = cast("RecurrentBlock", self.blocks[layer])
+        flat = x.reshape(1, -1, x.shape[-1])
+        norm = block.norm1 if point is HookPoint.AttnIn else block.norm2
+        return normalised(norm, flat, silent).view_as(x)
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tokens.weight.dtype
+
+    def begin(self, run: Run) -> Steps:
+        length = run.positions.shape[1]
+        real = None if run.padding is None else run.padding[:, run.seen :]
+        return Steps(length, real, run.explicit)
+
+    def embed(self, tokens: Tokens, shared: Steps, tap: Tap) -> Resid:  # noqa: ARG002
+        return normalised(self.norm0, tap(HookPoint.Embed, self.tokens(tokens)), silent)
+
+    def block(
+        self, layer: int, x: Resid, shared: Steps, tap: Tap, past: Carry
+    ) -> tuple[Resid, Carry]:
+        return self.blocks[layer](x, shared, tap, past)
+
+    def remember(self, layer: int, x: Resid, shared: Steps, tap: Tap, past: Carry) -> Carry:
+        return cast("RecurrentBlock", self.blocks[layer]).remember(x, shared, tap, past)
+
+    def unembed(self, x: Resid, tap: Tap) -> Logits:
+        h = tap(HookPoint.FinalNorm, normalised(self.norm, x, tap))
+        return tap(HookPoint.Logits, self.head(h))
+
+    def grows_differently(self, before: int, total: int) -> bool:  # noqa: ARG002
+        return False
