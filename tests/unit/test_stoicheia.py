@@ -88,9 +88,6 @@ def test_the_published_network_gives_its_published_outputs() -> None:
     said = json.loads(file("ref_2nd_argmax_h2_n2.json").read_text())
     found = outputs(m22(), torch.tensor(said["input"]))
     torch.testing.assert_close(found, torch.tensor(said["output"]), atol=1e-4, rtol=0)
-    dice = torch.Generator().manual_seed(0)
-    x = torch.randn(1_000_000, 2, generator=dice).double()
-    assert performance(m22(), x).value == pytest.approx(0.999923, abs=5e-7)
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -238,7 +235,7 @@ def test_intervals_cover_what_they_should() -> None:
         held["mean"] += found.low <= 0.5 <= found.high
     for name, times in held.items():
         assert 0.92 <= times / tries <= 0.98, (name, times / tries)
-    whole = share(50, 50)
+    whole = share(50.0, 50)
     assert whole.value == whole.high == 1
     assert 0.9 < whole.low < 1
 

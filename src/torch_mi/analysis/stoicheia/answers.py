@@ -84,7 +84,7 @@ def answer(network: Network, samples: int = 1000, *, seed: int = 0) -> Answers:
         found, score = outputs(network, inputs[:KEPT]), performance(network, inputs)
     else:
         out = network.model().forward(inputs).output[:, -1].double()
-        found, score = out[:KEPT], share(int((task.answers(out) == truth).sum()), samples)
+        found, score = out[:KEPT], share(float((task.answers(out) == truth).sum()), samples)
     size = (n, network.hidden_size, network.num_parameters, samples, seed)
     return Answers(
         task.name,

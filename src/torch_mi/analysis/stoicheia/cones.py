@@ -67,7 +67,7 @@ def orthants(n: int) -> Cones:
 
 def cut(
     cones: Cones, planes: Float[Tensor, "#cone n"]
-) -> tuple[Cones, Int[Tensor, " cone"], Int[Tensor, " cone"]]:
+) -> tuple[Cones, Int[Tensor, " piece"], Int[Tensor, " piece"]]:
     """Cut each cone by its plane through the origin.
 
     The pieces, the side of each (1 where the plane's normal is at or above zero, 0 below), and the

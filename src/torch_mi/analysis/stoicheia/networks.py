@@ -80,6 +80,13 @@ class StoicheiaRnn:
     def num_parameters(self) -> int:
         return sum(value.numel() for value in self.tensors().values())
 
+    def model(self) -> "MIModel":
+        """A model of these weights to look inside; it answers with the logits at the last place."""
+        from torch_mi.stoicheia import relu_model  # noqa: PLC0415 - values need no models
+
+        weights = {"w_ih": self.w_ih[None], "w_hh": self.w_hh, "w_oh": self.w_oh}
+        return relu_model(weights, self.seq_len, self.task.name)
+
     def to(self, dtype: torch.dtype) -> Self:
         """The same network in another dtype."""
         w_ih, w_hh, w_oh = (w.to(dtype) for w in (self.w_ih, self.w_hh, self.w_oh))

@@ -145,7 +145,7 @@ def activation_regions(
         Region(
             "".join(map(str, bits[i].tolist())),
             int(counts[j]),
-            share(int(counts[j]), drawn.count),
+            share(float(counts[j]), drawn.count),
             summed(rnn, float(sums[j]), float(squares[j]), int(counts[j])),
             tuple(tuple(floats(row)) for row in maps[i]),
         )

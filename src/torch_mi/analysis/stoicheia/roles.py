@@ -173,7 +173,7 @@ def _judge(state: Tensor, named: Mapping[str, Tensor], step: int, comparisons: i
                 names[best] if sizes[best] >= THRESHOLD else UNKNOWN,
                 names[best],
                 float(row[best]),
-                _bound(sizes[best], state.shape[1], comparisons),
+                min(abs(float(row[best])), _bound(sizes[best], state.shape[1], comparisons)),
                 _partial(row, among, best),
                 names[second],
                 float(row[second]),

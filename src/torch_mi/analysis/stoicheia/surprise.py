@@ -140,7 +140,7 @@ class Surprise(Result):
 
 def oracle(rnn: StoicheiaRnn) -> Explanation:
     """“It does its task”: the right answers, named among the zoo's tasks."""
-    return Explanation(f"does {rnn.task.name}", rnn.task.truth, math.log2(len(TASKS)), 1, 1.0)
+    return Explanation(f"does {rnn.task.name}", rnn.task.truth, math.log2(len(TASKS)), 1.0, 1.0)
 
 
 def rounded(rnn: StoicheiaRnn, bits: int) -> Explanation:
@@ -176,7 +176,7 @@ def account_for(
         raise ModelError(f"{rnn.task.name} has no answers to count: its output is a number")
     drawn = sample(rnn, samples, seed)
     answers = rnn.task.answers(outputs(rnn, drawn.inputs))
-    accuracy = share(int((answers == drawn.truth).sum()), drawn.count)
+    accuracy = share(float((answers == drawn.truth).sum()), drawn.count)
     width = coarsest(rnn, drawn.inputs)
     halved = max(WIDTHS.start, width // 2)
     chosen = explanations or (oracle(rnn), rounded(rnn, width), rounded(rnn, halved))
@@ -184,7 +184,7 @@ def account_for(
     for each in chosen:
         said = each.predict(drawn.inputs)
         _check_answers(each, said, rnn, drawn.count)
-        agreement = share(int((said == answers).sum()), drawn.count)
+        agreement = share(float((said == answers).sum()), drawn.count)
         scored = float((said == drawn.truth).double().mean())
         estimate = scored if each.accuracy is None else each.accuracy
         passes = each.passes * (drawn.count if each.accuracy is None else 1)
@@ -238,7 +238,7 @@ def coarsest(rnn: StoicheiaRnn, inputs: Tensor) -> int:
 
 def _cost(rnn: StoicheiaRnn, bits: int) -> float:
     """The bits of weights rounded so, with the scale of each of the three matrices."""
-    return rnn.num_parameters * bits + 3 * FLOAT_BITS
+    return float(rnn.num_parameters * bits + 3 * FLOAT_BITS)
 
 
 def _answers_of(rnn: StoicheiaRnn) -> Callable[[Tensor], Tensor]:

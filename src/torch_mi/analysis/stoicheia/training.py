@@ -183,7 +183,7 @@ def _descend(
         loss.backward()  # pyright: ignore[reportUnknownMemberType] - torch's stub
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()  # pyright: ignore[reportUnknownMemberType] - torch's stub
-        found.append(float(loss))
+        found.append(float(loss.detach()))
         if progress is not None:
             progress(step, found[-1])
     return tuple(found)
@@ -199,4 +199,4 @@ def _scored(network: Network, seed: int) -> Estimate:
         return Estimate(right.accuracy, right.accuracy, right.accuracy)
     x = network.task.draw(n, 20_000, seed + 1_000_000)
     answers = network.model().forward(x).output[:, -1].argmax(1)
-    return share(int((answers == network.task.truth(x)).sum()), len(x))
+    return share(float((answers == network.task.truth(x)).sum()), len(x))
