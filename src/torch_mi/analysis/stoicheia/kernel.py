@@ -30,6 +30,11 @@ class Hold:
     """What they are held at; `None` is zero."""
     step: int | None = None
 
+    def apply(self, state: Tensor, step: int) -> None:
+        """Write the values into the rows of a state [hidden.. batch]."""
+        for j in self.neurons:
+            state[j] = 0 if self.values is None else self.values[step, j]
+
 
 class Kernel:
     """One network's matrices, laid out for speed, in the dtype of the inputs it will read."""
@@ -53,19 +58,20 @@ class Kernel:
     ) -> Float[Tensor, "hidden batch"]:
         """The state after the last input.
 
-        A `hold` of one step starts from `states`, those of a plain run.
+        Given the `states` of a plain run, a held run starts where it first differs.
         """
         first = 0
         buffer = x.new_zeros(self.hidden + 1, x.shape[1])
-        if hold is not None and hold.step and states is not None:
-            first = hold.step
-            buffer[:-1] = states[first - 1]
+        if hold is not None and states is not None:
+            first = hold.step or 0
+            buffer[:-1] = states[first]
+            hold.apply(buffer, first)
+            first += 1
         for t in range(first, len(x)):
             buffer[-1] = x[t]
             torch.clamp(self.step @ buffer, min=0, out=buffer[:-1])
             if hold is not None and hold.step in (None, t):
-                for j in hold.neurons:
-                    buffer[j] = 0 if hold.values is None else hold.values[t, j]
+                hold.apply(buffer, t)
         return buffer[:-1]
 
     def states(self, x: Float[Tensor, "n batch"]) -> Float[Tensor, "n hidden batch"]:

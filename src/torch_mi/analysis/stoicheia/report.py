@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
+
 from torch_mi.analysis.stoicheia.ablation import Method, NeuronAblation, ablate_neurons
 from torch_mi.analysis.stoicheia.cones import ANGLES
 from torch_mi.analysis.stoicheia.exact import ExactRegions, exact_regions
@@ -97,7 +99,7 @@ def analyse(  # noqa: PLR0913 - a report is made of choices
     """All analyses of a network on inputs of N(0, 1).
 
     `probes` samples are used for roles and surprise; the `keep` most frequent regions are listed;
-    `progress` is told what comes next.
+    `progress` is told what comes next. All is computed in float64, but for ablations.
     """
     progress("standard form")
     standard = standardise(rnn)
@@ -107,7 +109,7 @@ def analyse(  # noqa: PLR0913 - a report is made of choices
     bounded = rnn.seq_len in ANGLES and rnn.seq_len * rnn.hidden_size <= SMALL
     exact = exact_regions(rnn) if bounded and not rnn.task.scalar else None
     progress("ablation")
-    ablation = ablate_neurons(rnn, samples, method=method, seed=seed)
+    ablation = ablate_neurons(rnn, samples, method=method, seed=seed, dtype=torch.float32)
     progress("roles")
     roles = probe_roles(rnn, probes, seed=seed)
     surprise = None if rnn.task.scalar else account_for(rnn, samples=probes, seed=seed)
