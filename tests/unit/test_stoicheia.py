@@ -214,8 +214,9 @@ def test_misshapen_weights_are_refused() -> None:
         StoicheiaRnn.from_tensors(good | {"linear.weight": torch.zeros(3, 2)}, "argmax")
     with pytest.raises(ModelError, match="did you mean 'argmax'"):
         task_named("argmx")
+    flat = torch.zeros(2, 2)
     with pytest.raises(ModelError, match="task of recurrent networks"):
-        StoicheiaTransformer(TASKS["median"], *[torch.zeros(2, 2)] * 2, (), torch.zeros(2, 2))
+        StoicheiaTransformer(TASKS["median"], flat, flat, (), flat)
 
 
 def test_intervals_cover_what_they_should() -> None:

@@ -12,13 +12,13 @@ import torch
 from tests.unit.test_stoicheia import by_hand, drawn, file, m22
 from torch_mi import show
 from torch_mi.analysis.stoicheia.ablation import NeuronAblation, ablate_neurons
-from torch_mi.analysis.stoicheia.answers import Anatomy, Answers, anatomy, answer
+from torch_mi.analysis.stoicheia.answers import anatomy, answer
 from torch_mi.analysis.stoicheia.exact import exact_regions, linear_cones
 from torch_mi.analysis.stoicheia.handcrafted import handcrafted
 from torch_mi.analysis.stoicheia.kernel import outputs, performance, traced
 from torch_mi.analysis.stoicheia.networks import StoicheiaTransformer
 from torch_mi.analysis.stoicheia.regions import activation_regions, region_maps
-from torch_mi.analysis.stoicheia.report import Report, analyse
+from torch_mi.analysis.stoicheia.report import analyse
 from torch_mi.analysis.stoicheia.roles import probe_roles, signals
 from torch_mi.analysis.stoicheia.surprise import (
     Explanation,
@@ -304,22 +304,36 @@ def test_results_can_be_saved_shown_and_drawn() -> None:
     pytest.importorskip("pandas", reason="tables need pandas")
     trained = train("longest_cycle", 2, 3, steps=2, batch=8)
     assert isinstance(trained.network, StoicheiaTransformer)
-    results = [
-        analyse(handcrafted(2), 300, probes=100),
-        analyse(drawn("median", 3, 2), 300, probes=100),
-        anatomy(trained.network),
-        answer(handcrafted(3), 50),
-        trained,
-    ]
-    for whole in (*results, *results[0].parts(), *results[2].parts()):
-        text = json.loads(json.dumps(whole.to_dict()))
-        assert type(whole).from_dict(text).to_dict() == whole.to_dict()
-        assert max(map(len, show.text(whole).splitlines())) <= 80
-        assert "[dim]" not in show.text(whole)
-        if not isinstance(whole, Answers):
-            assert whole.plot().to_json()
-        if not isinstance(whole, Report | Anatomy):
-            assert len(whole.to_pandas()) > 0
+    report, tables = analyse(handcrafted(2), 300, probes=100), anatomy(trained.network)
+    scalar = analyse(drawn("median", 3, 2), 300, probes=100)
+    pictured = (report, scalar, tables, trained, *report.parts(), *tables.parts())
+    for result in (answer(handcrafted(3), 50), *pictured):
+        text = json.loads(json.dumps(result.to_dict()))
+        assert type(result).from_dict(text).to_dict() == result.to_dict()
+        assert max(map(len, show.text(result).splitlines())) <= 80
+        assert "[dim]" not in show.text(result)
+    assert all(result.plot().to_json() for result in pictured)
+    assert scalar.exact is None
+    assert scalar.surprise is None
+
+
+def test_results_are_data_frames() -> None:
+    pytest.importorskip("pandas", reason="tables need pandas")
+    report, rnn = analyse(handcrafted(2), 100, probes=50), handcrafted(2)
+    assert list(report.standard.to_pandas()["sign"]) == [1, -1]
+    assert len(report.regions.to_pandas()) == report.regions.distinct
+    assert report.exact is not None
+    assert report.exact.to_pandas()["share"].sum() == pytest.approx(1)
+    assert len(report.ablation.to_pandas()) == 2 + 1 + 4
+    assert len(report.roles.to_pandas()) == 4
+    assert report.surprise is not None
+    assert len(report.surprise.to_pandas()) == 3
+    assert len(answer(rnn, 20).to_pandas()) == 10
+    trained = train("longest_cycle", 2, 3, steps=2, batch=8)
+    assert isinstance(trained.network, StoicheiaTransformer)
+    assert len(trained.to_pandas()) == 2
+    assert len(answer_every_input(trained.network).to_pandas()) == 9
+    assert len(lookup_tables(trained.network).to_pandas()) == 9 * 6 + 9
 
 
 def test_one_input_by_hand() -> None:

@@ -96,20 +96,30 @@ class ReluRnn(nn.Module):
         tap: Tap,
         past: Carry,
     ) -> tuple[Resid, Carry]:
-        """The neurons after each number; the last state is what is handed on."""
+        states = self.states(x, shared, tap, past)
+        return tap(HookPoint.ResidPost, states), (states[:, -1],)
+
+    def remember(
+        self,
+        layer: int,  # noqa: ARG002 - there is one
+        x: Resid,
+        shared: Mask | None,
+        tap: Tap,
+        past: Carry,
+    ) -> Carry:
+        return (self.states(x, shared, tap, past)[:, -1],)
+
+    def states(self, x: Resid, real: Mask | None, tap: Tap, past: Carry) -> Resid:
+        """The neurons after each number; a number that is not real changes nothing."""
         x = tap(HookPoint.ResidPre, x)
         h = past[0] if past else torch.zeros_like(x[:, 0])
-        states: list[Tensor] = []
+        found: list[Tensor] = []
         for t in range(x.shape[1]):
-            before = x[:, t] + h @ self.w_hh.T
-            before = tap.step(HookPoint.RnnPreActivation, t, before)
+            before = tap.step(HookPoint.RnnPreActivation, t, x[:, t] + h @ self.w_hh.T)
             new = tap.step(HookPoint.RnnHidden, t, torch.relu(before))
-            h = new if shared is None else torch.where(shared[:, t, None], new, h)
-            states = [*states, h]
-        return tap(HookPoint.ResidPost, torch.stack(states, 1)), (h,)
-
-    def remember(self, layer: int, x: Resid, shared: Mask | None, tap: Tap, past: Carry) -> Carry:
-        return self.block(layer, x, shared, tap, past)[1]
+            h = new if real is None else torch.where(real[:, t, None], new, h)
+            found = [*found, h]
+        return torch.stack(found, 1)
 
     def unembed(self, x: Resid, tap: Tap) -> Logits:
         if tap.watches(HookPoint.RnnFinalState):
