@@ -28,6 +28,7 @@ class Parameter(Protocol):
 class Verb(Protocol):
     """What is read of a verb."""
 
+    hidden: bool
     help: str | None
     params: Sequence[Parameter]
 
@@ -43,11 +44,11 @@ def verbs() -> Mapping[str, Verb]:
     """Every verb, by name; those of a group by both names."""
     found: dict[str, Verb] = {}
     for name, verb in cast("Group", typer.main.get_command(app)).commands.items():
-        if not isinstance(verb, Group):
-            found[name] = verb
-            continue
-        inner = cast("Mapping[str, Verb]", verb.commands)
-        found |= {f"{name} {part}": each for part, each in inner.items()}
+        inner = {name: verb}
+        if isinstance(verb, Group):
+            each = cast("Mapping[str, Verb]", verb.commands)
+            inner = {f"{name} {part}": each[part] for part in each}
+        found |= {name: v for name, v in cast("Mapping[str, Verb]", inner).items() if not v.hidden}
     return found
 
 

@@ -2,7 +2,9 @@
 """A layer's recurrence under hooks: what each token reads of the state, and the state after it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -12,6 +14,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.norm import length
 from torch_mi.nn.recurrence import Recurrence, effective, recur, stepwise
+from torch_mi.nn.recurrence_fused import fits, fused
 from torch_mi.nn.shift import Steps
 from torch_mi.types import Mixed
 
@@ -101,8 +104,11 @@ def through(r: Recurrence, steps: Steps, tap: Tap, state: State | None) -> tuple
     grows = tap.edits(HookPoint.RwkvW) and not r.decay.is_meta and bool((r.decay > 0).any())
     run = stepwise if steps.explicit or grows else recur  # many at a time only what fades
     stops = tap.stops(HookPoint.RwkvState)
+    if stops and not tap.edits(HookPoint.RwkvState) and not torch.is_grad_enabled():
+        tap.later(HookPoint.RwkvState, partial(states, run, r, tuple(stops), state))
+        stops = ()
     if not stops:
-        return run(r, state)
+        return fused(r, state) if run is recur and fits(r) else run(r, state)
     edited = tap.edits(HookPoint.RwkvState)
     parts: list[Tensor] = []
     start, state = 0, r.empty() if state is None else state
@@ -118,6 +124,20 @@ def through(r: Recurrence, steps: Steps, tap: Tap, state: State | None) -> tuple
         y, state = run(r.part(start, r.length), state)
         parts.append(y)
     return torch.cat(parts, 1), state
+
+
+def states(
+    run: Callable[[Recurrence, State | None], tuple[Mixed, State]],
+    r: Recurrence,
+    stops: tuple[int, ...],
+    state: State | None,
+) -> Float[Tensor, "batch stop head d_key d_value"]:
+    """The state after each of some tokens."""
+    found: list[Tensor] = []
+    for start, stop in zip((0, *(stop + 1 for stop in stops)), stops, strict=False):
+        _, state = run(r.part(start, stop + 1), state)
+        found.append(state)
+    return torch.stack(found, 1)
 
 
 class HeadNorm(nn.Module):
