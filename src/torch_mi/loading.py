@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor
 
-from torch_mi.backends.transformer import Transformer, parameter_shapes
-from torch_mi.config.transformer import TransformerConfig
+from torch_mi.backends.build import Config, build, shapes_of
+from torch_mi.backends.recurrent import Recurrent
+from torch_mi.backends.transformer import Transformer
 from torch_mi.errors import ConfigError, ModelError, TokenizerError
 from torch_mi.families import eos_token_ids
 from torch_mi.families.names import Plan
@@ -19,7 +20,7 @@ from torch_mi.families.report import understand
 from torch_mi.files import checkpoint, hub
 from torch_mi.files.adapters import read_adapter
 from torch_mi.files.gguf import GgufFile
-from torch_mi.files.opening import Files, gguf_in, open_files
+from torch_mi.files.opening import Files, gguf_of, open_files
 from torch_mi.files.weights import Weights
 from torch_mi.manifest import Origin
 from torch_mi.memory import check_fits
@@ -59,10 +60,11 @@ def load(
     files = open_files(found)
     if request.adapter is not None:
         files = files.adapted(read_adapter(_adapter_folder(request.adapter, request)))
-    family, cfg, assumed = understand(files.config, partial(_headers, files), believable_shapes)
+    found_out = understand(files.config, partial(_headers, files), believable_shapes)
+    cfg = found_out.config
     with files.open() as weights:
         held = own_dtype(files.config, weights) if isinstance(dtype, str) else dtype
-        plan = family.place(cfg, believable_shapes(cfg, weights.shapes()), list(weights.shapes()))
+        plan = found_out.place(believable_shapes(cfg, weights.shapes()), list(weights.shapes()))
         check_shapes(plan, weights.shapes())
         needed = sum(torch.Size(p.shape).numel() for p in plan.placements) * held.itemsize
         check_fits(needed, device, f"loading {found.model_id}", dtype=held)
@@ -74,12 +76,12 @@ def load(
         stops = (*stops, *_generation_stops(found.folder))
     origin = Origin(
         found.model_id if request.adapter is None else f"{found.model_id} + {request.adapter}",
-        family.model_type,
+        found_out.model_type,
         found.revision,
         tuple(dict.fromkeys(stops)),
         None if files.altered else found.folder,
         problem,
-        assumed,
+        found_out.assumptions,
     )
     return MIModel(backend, tokenizer, origin)
 
@@ -91,7 +93,7 @@ def _headers(files: Files) -> Mapping[str, tuple[int, ...]]:
 
 
 def believable_shapes(
-    cfg: TransformerConfig, stored: Mapping[str, tuple[int, ...]]
+    cfg: Config, stored: Mapping[str, tuple[int, ...]]
 ) -> Mapping[str, tuple[int, ...]]:
     """The parameters of a model of this config, if its sizes are not beyond all reason."""
     largest = max((torch.Size(shape).numel() for shape in stored.values()), default=0)
@@ -108,7 +110,7 @@ def believable_shapes(
                 f"config.json makes {name} = {size}, for which the checkpoint's {len(stored)} "
                 f"tensors, of up to {largest} numbers, are too few or too small"
             )
-    return parameter_shapes(cfg)
+    return shapes_of(cfg)
 
 
 def _tiny(
@@ -154,18 +156,18 @@ def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:
             f"from_hf takes a transformers model, not a {type(hf_model).__name__}"
         ) from cause
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    family, cfg, assumed = understand(raw, lambda: shapes, believable_shapes)
-    plan = family.place(cfg, parameter_shapes(cfg), list(tensors))
+    found = understand(raw, lambda: shapes, believable_shapes)
+    plan = found.place(shapes_of(found.config), list(tensors))
     check_shapes(plan, shapes)
 
     name = str(raw.get("_name_or_path") or type(hf_model).__name__)
-    origin = Origin(name, family.model_type, None, eos_token_ids(raw), assumed=assumed)
+    origin = Origin(name, found.model_type, None, eos_token_ids(raw), assumed=found.assumptions)
     wrapped = None
     if tokenizer is not None:
         from torch_mi.tokens.tokenizer import MITokenizer  # noqa: PLC0415 - only with text
 
         wrapped = MITokenizer.from_hf(tokenizer)
-    return MIModel(assemble(cfg, plan, tensors.__getitem__), wrapped, origin)
+    return MIModel(assemble(found.config, plan, tensors.__getitem__), wrapped, origin)
 
 
 def locate(source: str | Path, request: Request, kind: hub.Kind = hub.MODEL) -> hub.Source:
@@ -182,17 +184,17 @@ def locate(source: str | Path, request: Request, kind: hub.Kind = hub.MODEL) -> 
 
 
 def assemble(
-    cfg: TransformerConfig,
+    cfg: Config,
     plan: Plan,
     fetch: Callable[[str], Tensor],
     move: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-) -> Transformer:
-    """A transformer around tensors that are already there: no second copy is made.
+) -> Transformer | Recurrent:
+    """A backend around tensors that are already there: no second copy is made.
 
     `fetch` gives a checkpoint's tensor; `move` takes it to its device and dtype.
     """
     with torch.device("meta"):
-        backend = Transformer(cfg)
+        backend = build(cfg)
     state = {
         p.ours: p.source.moved(p.take([fetch(name) for name in p.theirs]), move)
         for p in plan.placements
@@ -217,7 +219,7 @@ def check_shapes(
     """Raise `ModelError` unless every tensor found has the shape that it is to have."""
     for p in plan.placements:
         for name in p.theirs:
-            if tuple(found[name]) != p.stored:
+            if not p.source.fits(tuple(found[name]), p.stored):
                 raise ModelError(
                     f"{name} has shape {list(found[name])} in the checkpoint; "
                     f"{config} makes it {list(p.stored)}"
@@ -251,22 +253,26 @@ def _usable(wanted: str | torch.device | None) -> torch.device:
 
 def tokenizer_of(found: hub.Source) -> "MITokenizer":
     """A model's tokenizer, without the model."""
-    path = found.file or gguf_in(found.folder)
-    return _read_tokenizer(None if path is None else GgufFile(path).metadata, found.folder)
+    path = gguf_of(found)
+    return _read_tokenizer(None if path is None else GgufFile(path).metadata, found.folder, None)
 
 
-def _read_tokenizer(metadata: Mapping[str, object] | None, folder: Path) -> "MITokenizer":
-    """The tokenizer in a GGUF file's metadata, or in a folder."""
+def _read_tokenizer(
+    metadata: Mapping[str, object] | None, folder: Path, config: Mapping[str, object] | None
+) -> "MITokenizer":
+    """The tokenizer in a GGUF file's metadata, or in the folder of a model of this config."""
     from torch_mi.tokens.gguf import read_tokenizer  # noqa: PLC0415 - tokenizers loads late
     from torch_mi.tokens.tokenizer import MITokenizer  # noqa: PLC0415 - tokenizers loads late
 
-    return MITokenizer.from_folder(folder) if metadata is None else read_tokenizer(metadata)
+    if metadata is not None:
+        return read_tokenizer(metadata)
+    return MITokenizer.from_folder(folder, config)
 
 
 def _tokenizer(files: Files, folder: Path) -> "tuple[MITokenizer | None, str]":
     """The model's tokenizer, or why there is none."""
     try:
-        return _read_tokenizer(files.metadata, folder), ""
+        return _read_tokenizer(files.metadata, folder, files.config), ""
     except TokenizerError as cause:
         return None, str(cause)
 

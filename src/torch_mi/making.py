@@ -2,6 +2,7 @@
 """New models from a config written by hand, and folders to keep them in."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +16,7 @@ from torch_mi.errors import FileError, ModelError
 from torch_mi.families.own import MODEL_TYPE, own_config
 from torch_mi.families.transformer_lens import completed, place_lens
 from torch_mi.families.transformer_lens_config import read_lens_config
+from torch_mi.families.world import VOCABULARIES
 from torch_mi.files.checkpoint import SINGLE
 from torch_mi.loading import assemble, check_shapes, settled
 from torch_mi.manifest import Origin, versions
@@ -32,7 +34,8 @@ TransformerLens begins its models like this (`init_mode="gpt2"`); GPT-2 itself t
 width.
 """
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", VOCABULARIES)
+"""The files that a tokenizer is saved in."""
 
 
 def make(
@@ -125,8 +128,9 @@ def save(model: MIModel, folder: str | Path) -> Path:
         config |= {key: value for key, value in ids.items() if value is not None}
         model.tokenizer.save(folder)
     else:
-        for name in TOKENIZER:
-            (folder / name).unlink(missing_ok=True)
+        for wanted in TOKENIZER:
+            for path in folder.glob(wanted):
+                path.unlink()
     write_tensors(folder / SINGLE, dict(model.backend.named_parameters()))
     write_json(folder / "config.json", config)
     return folder
@@ -135,9 +139,9 @@ def save(model: MIModel, folder: str | Path) -> Path:
 def _check_free(folder: Path) -> None:
     """A folder may hold an older model saved here, and nothing else."""
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    ours = {SINGLE, "config.json", *TOKENIZER}
+    ours = (SINGLE, "config.json", *TOKENIZER)
     if held and (
-        not ours.issuperset(held)
+        any(not any(fnmatch(name, wanted) for wanted in ours) for name in held)
         or read_json(folder / "config.json").get("model_type") != MODEL_TYPE
     ):
         raise FileError(f"{folder} holds other files ({', '.join(held[:5])}); give a new folder")

@@ -280,6 +280,13 @@ def test_a_full_disk_is_not_a_missing_network(hub: FakeHub):
         locate("org/name")
 
 
+def test_the_vocabulary_of_world_models_is_fetched(hub: FakeHub):
+    names = ["config.json", "rwkv_vocab_v20230424.txt", "model.safetensors", "hf_rwkv_tokenizer.py"]
+    hub.files = [*names, "old/rwkv_vocab_v20230422.txt", "tokenizer_note.json"]
+    locate("org/name")
+    assert sorted(hub.fetched) == sorted([*names[:3], "tokenizer_note.json"])
+
+
 # --- without a network ----------------------------------------------------------------------------
 
 

@@ -17,14 +17,18 @@ from torch_mi.families.moe import MIXTURES
 from torch_mi.families.names import Placement, Plan
 from torch_mi.families.own import OWN
 from torch_mi.families.parallel import PARALLEL
+from torch_mi.families.recurrent import RecurrentFamily
 from torch_mi.families.refusals import code_of, foreign, headless, no_model
 from torch_mi.families.remote import REMOTE
+from torch_mi.families.rwkv import RWKVS
 
 __all__ = [
     "FAMILIES",
+    "RECURRENTS",
     "Family",
     "Placement",
     "Plan",
+    "RecurrentFamily",
     "eos_token_ids",
     "find_family",
     "read_config",
@@ -41,10 +45,14 @@ FAMILIES: Mapping[str, Family] = {
 """By `model_type`."""
 
 
+RECURRENTS: Mapping[str, RecurrentFamily] = {family.model_type: family for family in RWKVS}
+"""Families of recurrent models, by `model_type`."""
+
+
 def register(family: Family) -> None:
     """Make a family known, as if it were one of those here; its `model_type` must be new."""
     name = family.model_type
-    if name in FAMILIES or name == OWN.model_type:
+    if name in FAMILIES or name in RECURRENTS or name == OWN.model_type:
         raise ConfigError(f"there is a family {name!r} already; give this one another model_type")
     fields = {field.name: field for field in dataclasses.fields(TransformerConfig)}
     if unknown := [rule for rule in family.rules if rule not in fields]:
@@ -78,7 +86,8 @@ def type_of(raw: Mapping[str, object]) -> str:
     name = raw.get("model_type")
     if not isinstance(name, str):
         raise ConfigError("config.json is missing 'model_type'")
-    wrong = "" if name in FAMILIES else foreign(raw, name)
+    known = name in FAMILIES or name in RECURRENTS
+    wrong = "" if known else foreign(raw, name)
     if wrong := wrong or headless(raw):
         raise ConfigError(wrong)
     return name

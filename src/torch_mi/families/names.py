@@ -9,15 +9,23 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ModelError
 from torch_mi.families.sources import Shape, Source, Whole, source_name, source_of
 
 SHOWN = 5
 """How many names an error message lists."""
+
+
+@runtime_checkable
+class Tying(Protocol):
+    """What is asked of the config of any kind of model."""
+
+    @property
+    def tie_word_embeddings(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -31,11 +39,11 @@ class Placement:
     stored: Shape
     """Of each tensor in the checkpoint."""
     source: Whole
-    cfg: TransformerConfig
+    cfg: Tying
 
     def take(self, tensors: Sequence[Tensor]) -> Tensor:
         """Our parameter, from their tensors."""
-        return self.source.take(tensors, self.cfg)
+        return self.source.shaped(self.source.take(tensors, self.cfg), self.shape)
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Match:
 
 
 def match(
-    cfg: TransformerConfig,
+    cfg: Tying,
     shapes: Mapping[str, Shape],
     sources: Mapping[str, Source],
     buffers: Collection[str],
@@ -91,7 +99,7 @@ def match(
 
 
 def place(
-    cfg: TransformerConfig,
+    cfg: Tying,
     shapes: Mapping[str, Shape],
     tables: Sequence[Mapping[str, Source]],
     buffers: Collection[str],
@@ -110,14 +118,13 @@ def place(
     return Plan(best.placements, best.duplicates, best.ignored)
 
 
-def placement(
-    ours: str, shape: Shape, cfg: TransformerConfig, sources: Mapping[str, Source]
-) -> Placement:
+def placement(ours: str, shape: Shape, cfg: Tying, sources: Mapping[str, Source]) -> Placement:
     """Where one of our parameters lies, by the table."""
-    module, _, leaf = ours.rpartition(".")
+    leaf = ours.rpartition(".")[2]
     layer = re.search(r"\.(\d+)\.", ours)
     number = layer.group(1) if layer else ""
-    key = module.replace(f".{number}.", ".*.") if layer else module
+    whole = ours.replace(f".{number}.", ".*.") if layer else ours
+    key = whole if whole in sources else whole.rpartition(".")[0]
     if key not in sources:
         raise ModelError(f"this model_type has no {key}, which its config.json asks for")
     source = source_of(sources[key])

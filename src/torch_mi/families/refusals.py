@@ -38,7 +38,7 @@ NOT_TEXT = """
 """
 
 RECURRENT = """
-    falcon_mamba hgrn hgrn2 linear_attn mamba mamba2 retnet rwkv rwkv5 rwkv6 rwkv7 xlstm gla
+    falcon_mamba hgrn hgrn2 linear_attn mamba mamba2 retnet xlstm gla
     gated_deltanet
 """
 
@@ -73,7 +73,7 @@ KINDS: Mapping[str, str] = {
     **dict.fromkeys(NOT_TEXT.split(), f"no language model; {RUNS}"),
     **dict.fromkeys(
         RECURRENT.split(),
-        "recurrent: it has a state in place of attention, and recurrent models are not supported",
+        "recurrent in a way that is not modelled here; RWKV-4 to 7 are",
     ),
     **dict.fromkeys(
         HYBRIDS.split(),

@@ -6,15 +6,17 @@ If not, everything that is in the way: what was expected, what was found, whose 
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from torch_mi.config.recurrent import RecurrentConfig
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ConfigError, ModelError
-from torch_mi.families import FAMILIES, OWN, read_config, type_of
+from torch_mi.families import FAMILIES, OWN, RECURRENTS, read_config, type_of
 from torch_mi.families.auto import BASES, Shapes, infer
 from torch_mi.families.family import Family
-from torch_mi.families.names import Match, match
+from torch_mi.families.names import Match, Placement, Plan, match
 from torch_mi.families.readings import readings_of
 from torch_mi.families.refusals import classes, code_of
 from torch_mi.families.rules import brief
@@ -70,18 +72,53 @@ def complaint(name: str, issues: Sequence[str]) -> str:
     return f"model_type {name!r} is not compatible with the transformer here:{''.join(lines)}"
 
 
-def understand(
-    raw: Mapping[str, object], headers: Headers, measure: Shapes
-) -> tuple[Family, TransformerConfig, tuple[str, ...]]:
-    """A model's family and config, and what had to be assumed of it: nothing if it is known."""
+@dataclass(frozen=True)
+class Understood:
+    """What a config and the tensors beside it are: a model, and where its parameters lie."""
+
+    model_type: str
+    config: TransformerConfig | RecurrentConfig
+    place: Callable[[Mapping[str, Shape], Collection[str]], Plan]
+    """A plan for parameters of given shapes among tensors of given names."""
+    assumptions: tuple[str, ...] = ()
+    """What shows in neither, and was decided here: nothing if the model is known."""
+
+
+Measure = Callable[[TransformerConfig | RecurrentConfig, Mapping[str, Shape]], Mapping[str, Shape]]
+"""The parameters of a model of a config, given what a checkpoint stores."""
+
+
+def understand(raw: Mapping[str, object], headers: Headers, measure: Measure) -> Understood:
+    """What a model is; an error that lists all that is in the way if it is none here."""
     name = type_of(raw)
+    if name in RECURRENTS:
+        of = RECURRENTS[name]
+        recurrent = of.config(raw, headers())
+        return Understood(name, recurrent, partial(of.place, recurrent), of.assumed(raw, recurrent))
     if name in FAMILIES or name == OWN.model_type:
-        return (*read_config(raw), ())
+        family, cfg = read_config(raw)
+        return Understood(name, cfg, partial(family.place, cfg))
     found = diagnose(raw, headers(), measure)
-    return (*found.into_result(), found.assumptions)
+    family, cfg = found.into_result()
+    return Understood(family.model_type, cfg, partial(family.place, cfg), found.assumptions)
 
 
-def diagnose(raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Shapes) -> Diagnosis:
+def diagnose_recurrent(
+    raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Measure
+) -> Diagnosis:
+    """The same of a recurrent model."""
+    name, issues, of = str(raw["model_type"]), list[str](), RECURRENTS[str(raw["model_type"])]
+    try:
+        cfg = of.config(raw, shapes)
+        if shapes:
+            plan = of.place(cfg, measure(cfg, shapes), list(shapes))
+            issues += misshapen(plan.placements, shapes)
+    except (ConfigError, ModelError) as error:
+        issues.append(str(error))
+    return Diagnosis(name, None, None, name, inferred=False, naming=name, issues=tuple(issues))
+
+
+def diagnose(raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Measure) -> Diagnosis:
     """What a config and the shapes of a checkpoint's tensors amount to."""
     style = style_of(kinds_of(shapes), BASES, [str(raw.get("model_type")), *USUAL])
     naming = "" if style is None else style.family
@@ -90,6 +127,8 @@ def diagnose(raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Sh
     except ConfigError as error:
         said = str(raw.get("model_type", ""))
         return Diagnosis(said, None, None, "", inferred=False, naming=naming, issues=(str(error),))
+    if name in RECURRENTS:
+        return diagnose_recurrent(raw, shapes, measure)
     if name not in FAMILIES and name != OWN.model_type:
         return unknown(raw, shapes, measure)
     family = FAMILIES.get(name, OWN)
@@ -163,7 +202,7 @@ def tensor_issues(
     yield from missing_kinds(best, family, shapes, style, architectures)
     extra = kinds_of({name: shapes[name] for name in best.extra})
     yield from few([f"{kind} has no meaning here{head_of(kind)}" for kind in extra.values()])
-    yield from few(misshapen(best, shapes))
+    yield from few(misshapen(best.placements, shapes))
 
 
 def missing_kinds(
@@ -204,12 +243,12 @@ def expected(missing: Sequence[str], shapes: Mapping[str, Shape]) -> Iterator[st
         yield f"expected {module} ({leaves}), which is not there{seen}"
 
 
-def misshapen(found: Match, shapes: Mapping[str, Shape]) -> list[str]:
+def misshapen(found: Sequence[Placement], shapes: Mapping[str, Shape]) -> list[str]:
     """Tensors whose shapes are not what the config makes them, one line for each kind."""
     lines = dict[str, str]()
-    for p in found.placements:
+    for p in found:
         for name in p.theirs:
-            if name in shapes and tuple(shapes[name]) != tuple(p.stored):
+            if name in shapes and not p.source.fits(tuple(shapes[name]), tuple(p.stored)):
                 kind = re.sub(r"\.\d+\.", LAYER, name)
                 lines.setdefault(
                     kind,

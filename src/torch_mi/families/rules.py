@@ -103,6 +103,10 @@ class Reader:
         found = {key: cast("dict[str, object]", self.get(dict, key) or {}) for key in keys}
         return {key: value for key, value in found.items() if value}
 
+    def holds(self, kind: type, key: str) -> bool:
+        """Whether `key` has a value of this kind."""
+        return isinstance(self._raw.get(key), kind)
+
     def given(self, key: str) -> bool:
         """Whether `key` is there at all, be it null."""
         return key in self._raw

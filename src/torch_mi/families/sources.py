@@ -5,8 +5,10 @@ In names, `*` is the layer. What a source takes is a view of the stored tensor w
 allows one, so that a model in memory can be shared.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, stack
 
@@ -23,15 +25,15 @@ class Whole:
 
     theirs: str
 
-    def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:  # noqa: ARG002
+    def names(self, leaf: str, cfg: Any) -> tuple[str, ...]:  # noqa: ARG002
         """Their tensors that make up our `leaf` ("weight" or "bias")."""
         return (f"{self.theirs}.{leaf}",)
 
-    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:  # noqa: ARG002
+    def stored(self, shape: Shape, cfg: Any) -> Shape:  # noqa: ARG002
         """The shape of each of their tensors, given that of ours."""
         return shape
 
-    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:  # noqa: ARG002
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:  # noqa: ARG002
         """Ours, from theirs."""
         return tensors[0]
 
@@ -39,13 +41,65 @@ class Whole:
         """Ours, where `move` takes it: to a device, and to the model's dtype."""
         return move(tensor)
 
+    def fits(self, found: Shape, stored: Shape) -> bool:
+        """Whether a tensor of a shape is what it is to be."""
+        return found == stored
+
+    def shaped(self, tensor: Tensor, shape: Shape) -> Tensor:  # noqa: ARG002
+        """What was taken, in the shape of ours."""
+        return tensor
+
 
 @dataclass(frozen=True)
 class Named(Whole):
     """The same where the tensor has a name of its own, which does not end in weight or bias."""
 
-    def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:  # noqa: ARG002
+    def names(self, leaf: str, cfg: Any) -> tuple[str, ...]:  # noqa: ARG002
         return (self.theirs,)
+
+
+@dataclass(frozen=True)
+class Flat(Named):
+    """A named tensor whose numbers are ours in order, whatever its axes."""
+
+    def fits(self, found: Shape, stored: Shape) -> bool:
+        return math.prod(found) == math.prod(stored)
+
+    def shaped(self, tensor: Tensor, shape: Shape) -> Tensor:
+        return tensor.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Exponential(Flat):
+    """The same, stored as a logarithm."""
+
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:  # noqa: ARG002
+        return tensors[0].exp()
+
+
+@dataclass(frozen=True)
+class NamedTransposed(Named):
+    """A named matrix stored the other way round."""
+
+    def stored(self, shape: Shape, cfg: Any) -> Shape:  # noqa: ARG002
+        return shape[::-1]
+
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:  # noqa: ARG002
+        return tensors[0].mT
+
+
+@dataclass(frozen=True)
+class RowOf(Named):
+    """One row of a named matrix that has a row for each of several of ours."""
+
+    row: int
+    rows: int
+
+    def stored(self, shape: Shape, cfg: Any) -> Shape:  # noqa: ARG002
+        return (self.rows, *shape)
+
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:  # noqa: ARG002
+        return tensors[0][self.row]
 
 
 @dataclass(frozen=True)
@@ -60,10 +114,10 @@ class Kept(Named):
 class Transposed(Whole):
     """A matrix stored as [in, out] (GPT-2's Conv1D)."""
 
-    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:  # noqa: ARG002
+    def stored(self, shape: Shape, cfg: Any) -> Shape:  # noqa: ARG002
         return shape[::-1]
 
-    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:  # noqa: ARG002
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:  # noqa: ARG002
         return tensors[0].mT if tensors[0].ndim > 1 else tensors[0]
 
 
@@ -74,16 +128,16 @@ class Rows(Whole):
     sizes: Sizes
     part: int
 
-    def within(self, cfg: TransformerConfig) -> tuple[int, int, int]:
+    def within(self, cfg: Any) -> tuple[int, int, int]:
         """First row, row after the last, and how many rows the whole tensor has."""
         sizes = self.sizes(cfg)
         start = sum(sizes[: self.part])
         return start, start + sizes[self.part], sum(sizes)
 
-    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:
+    def stored(self, shape: Shape, cfg: Any) -> Shape:
         return (self.within(cfg)[2], *shape[1:])
 
-    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:
         start, stop, _ = self.within(cfg)
         return tensors[0][start:stop]
 
@@ -92,10 +146,10 @@ class Rows(Whole):
 class Columns(Rows):
     """Part of a matrix stored as [in, out], in which several of ours lie side by side."""
 
-    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:
+    def stored(self, shape: Shape, cfg: Any) -> Shape:
         return (*shape[1:], self.within(cfg)[2])
 
-    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:
         start, stop, _ = self.within(cfg)
         part = tensors[0][..., start:stop]
         return part.mT if part.ndim > 1 else part
@@ -110,17 +164,17 @@ class Grouped(Rows):
 
     groups: Callable[[TransformerConfig], int]
 
-    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:
+    def stored(self, shape: Shape, cfg: Any) -> Shape:
         return (self.groups(cfg) * self.within(cfg)[2], *shape[1:])
 
-    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:
         start, stop, rows = self.within(cfg)
         (tensor,) = tensors
         grouped = tensor.reshape(self.groups(cfg), rows, *tensor.shape[1:])
         return grouped[:, start:stop].flatten(0, 1)
 
 
-def each_expert(cfg: TransformerConfig) -> int:
+def each_expert(cfg: Any) -> int:
     """How many experts there are."""
     return 0 if cfg.experts is None else cfg.experts.count
 
@@ -131,14 +185,14 @@ class Stack(Whole):
 
     count: Callable[[TransformerConfig], int] = each_expert
 
-    def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:
+    def names(self, leaf: str, cfg: Any) -> tuple[str, ...]:
         name = f"{self.theirs}.{leaf}"
         return tuple(name.replace("#", str(i)) for i in range(self.count(cfg)))
 
-    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:  # noqa: ARG002
+    def stored(self, shape: Shape, cfg: Any) -> Shape:  # noqa: ARG002
         return shape[1:]
 
-    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:  # noqa: ARG002
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:  # noqa: ARG002
         return stack(tuple(tensors))
 
 
@@ -146,13 +200,13 @@ class Stack(Whole):
 class Slabs(Rows):
     """Part of a tensor [expert, out, in] that stacks several of ours along `out`; named in full."""
 
-    def names(self, leaf: str, cfg: TransformerConfig) -> tuple[str, ...]:  # noqa: ARG002
+    def names(self, leaf: str, cfg: Any) -> tuple[str, ...]:  # noqa: ARG002
         return (self.theirs,)
 
-    def stored(self, shape: Shape, cfg: TransformerConfig) -> Shape:
+    def stored(self, shape: Shape, cfg: Any) -> Shape:
         return (shape[0], self.within(cfg)[2], *shape[2:])
 
-    def take(self, tensors: Sequence[Tensor], cfg: TransformerConfig) -> Tensor:
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:
         start, stop, _ = self.within(cfg)
         return tensors[0][:, start:stop]
 

@@ -58,8 +58,8 @@ OTHER_FORMATS = {
     "adapter_model.bin": "an adapter (LoRA): load its base model with adapter=this folder",
     ".gguf": "GGUF: give the path of the file itself",
     ".npz": "NumPy arrays: save them as safetensors",
-    ".pth": "a PyTorch pickle: save its state_dict as safetensors",
-    ".pt": "a PyTorch pickle: save its state_dict as safetensors",
+    ".pth": "a PyTorch pickle, one of several: give the path of the file itself",
+    ".pt": "a PyTorch pickle, one of several: give the path of the file itself",
     ".ckpt": "a training checkpoint: save its state_dict as safetensors",
     ".msgpack": "Flax weights: load them with transformers (from_flax=True) and save_pretrained()",
     ".h5": "TensorFlow weights: load them with transformers (from_tf=True) and save_pretrained()",
@@ -157,8 +157,9 @@ class Checkpoint(Weights):
     `close()`. They share memory with each other but never with the file: writing into one is safe.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.files = find_weights(folder)
+    def __init__(self, folder: str | Path, file: Path | None = None) -> None:
+        """The weights of `folder`, or of one `file` in it."""
+        self.files = find_weights(folder) if file is None else _alone(file)
         self.folder = self.files.folder
         self._open: dict[str, _Shard] = {}
         self._home: dict[str, str] = {}
@@ -209,8 +210,17 @@ class Checkpoint(Weights):
         self._open.clear()
 
 
+PICKLES = (".pth", ".pt")
+"""Endings of weights as their makers saved them; read as tensors only."""
+
+
+def _alone(file: Path) -> WeightFiles:
+    """One file that holds all weights."""
+    return WeightFiles(file.parent, (file.name,), {}, file.suffix in PICKLES)
+
+
 def find_weights(folder: str | Path) -> WeightFiles:
-    """The weight files of a folder, all present: safetensors before `.bin`."""
+    """The weight files of a folder, all present: safetensors before `.bin` before one `.pth`."""
     folder = _existing(folder)
     for index, single in ((INDEX, SINGLE), (BIN_INDEX, BIN_SINGLE)):
         legacy = single == BIN_SINGLE
@@ -219,15 +229,25 @@ def find_weights(folder: str | Path) -> WeightFiles:
             return WeightFiles(folder, tuple(sorted(set(placed.values()))), placed, legacy)
         if (folder / single).is_file():
             return WeightFiles(folder, (single,), {}, legacy)
+    if (alone := _only_pickle(folder)) is not None:
+        return _alone(alone)
     raise FileError(
         f"{folder} has no weights: looked for {SINGLE}, {INDEX}, {BIN_SINGLE} and {BIN_INDEX}; "
         f"{_contents(folder)}{_advice(folder)}"
     )
 
 
-def has_weights(folder: Path) -> bool:
+def _only_pickle(folder: Path) -> Path | None:
+    """The one `.pth` of a folder, if it has just one."""
+    found = [path for path in folder.iterdir() if path.suffix in PICKLES]
+    return found[0] if len(found) == 1 else None
+
+
+def has_weights(folder: Path, file: Path | None = None) -> bool:
     """Whether a folder has weights in a format that `Checkpoint` reads."""
-    return any((folder / name).is_file() for name in (INDEX, SINGLE, BIN_INDEX, BIN_SINGLE))
+    known = (INDEX, SINGLE, BIN_INDEX, BIN_SINGLE)
+    named = file is not None or any((folder / name).is_file() for name in known)
+    return named or (folder.is_dir() and _only_pickle(folder) is not None)
 
 
 def read_config(folder: str | Path) -> dict[str, object]:

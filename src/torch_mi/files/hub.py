@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from torch_mi.errors import DownloadError, FileError, did_you_mean
+from torch_mi.families.world import NOTE, VOCABULARIES
 from torch_mi.files import adapters
 from torch_mi.files.checkpoint import (
     BIN_INDEX,
     BIN_SINGLE,
     INDEX,
+    PICKLES,
     SINGLE,
     find_weights,
     has_weights,
@@ -26,19 +28,14 @@ from torch_mi.files.checkpoint import (
 if TYPE_CHECKING:
     import huggingface_hub.errors
 
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
+SMALL_FILES = [
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *(VOCABULARIES, NOTE),
+]
 """Everything wanted of a repository besides its weights."""
 
-GGUF = ".gguf"
+GGUF, SAFE = ".gguf", ".safetensors"
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +48,7 @@ class Source:
     model_id: str
     revision: str | None = None
     file: Path | None = None
-    """The one file that holds all of it, where it is not the folder (GGUF)."""
+    """The one file that holds all weights, where it was named itself (GGUF, `.pth`)."""
 
 
 def locate(
@@ -70,7 +67,7 @@ def locate(
         if revision is not None:
             raise FileError(f"{folder} is a folder, which has no revision {revision!r}")
         return _local(folder)
-    if folder.is_file() and folder.suffix == GGUF:
+    if folder.is_file() and folder.suffix in (GGUF, SAFE, *PICKLES):
         return Source(folder.parent, folder.stem, None, folder)
     if folder.is_file():
         raise FileError(f"{folder} is a file; give the folder that holds it")
@@ -161,8 +158,8 @@ def _check_id(model_id: str) -> None:
 
 
 def _is_hub_file(source: str) -> bool:
-    """Whether this names one GGUF file of a repository, as `org/name/file.gguf`."""
-    return source.endswith(GGUF) and source.count("/") == 2 and source[0] not in "./~"  # noqa: PLR2004
+    """Whether this names one file of a repository, as `org/name/file.gguf` or `….pth`."""
+    return source.endswith((GGUF, *PICKLES)) and source.count("/") == 2 and source[0] not in "./~"  # noqa: PLR2004
 
 
 @dataclass(frozen=True)
@@ -263,7 +260,7 @@ def _wanted(model_id: str, files: Sequence[str]) -> list[str]:
         return _one_gguf(model_id, whole)
     if "config.json" not in files:
         raise DownloadError(f"{model_id} has no config.json, so it is not a model this can load")
-    small = [name for name in SMALL_FILES if name in files]
+    small = [name for wanted in SMALL_FILES for name in fnmatch.filter(_top(files), wanted)]
     if INDEX in files:
         shards = fnmatch.filter(files, "*-of-*.safetensors") or fnmatch.filter(
             files, "*.safetensors"

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch_mi.errors import FileError
+from torch_mi.families.rwkv import unnamed
 from torch_mi.files.adapters import Adapter
 from torch_mi.files.checkpoint import Checkpoint, has_weights, read_config
 from torch_mi.files.gguf import GgufFile
-from torch_mi.files.hub import Source
+from torch_mi.files.hub import GGUF, Source
 from torch_mi.files.quantised import KEY, check_method, dequantised
 from torch_mi.files.weights import Weights
 
@@ -39,18 +40,40 @@ class Files:
 
 def open_files(source: Source) -> Files:
     """The model that a source holds."""
-    path = source.file or gguf_in(source.folder)
+    path = gguf_of(source)
     if path is not None:
         file = GgufFile(path)
         return Files(file.config(), lambda: file, file.metadata, altered=True)
-    raw = read_config(source.folder)
+    raw = _config(source)
     check_method(raw)
     config = {key: value for key, value in raw.items() if key != KEY}
     return Files(
         config,
-        lambda: dequantised(Checkpoint(source.folder), raw),
-        altered=raw.get(KEY) is not None,
+        lambda: dequantised(Checkpoint(source.folder, source.file), raw),
+        altered=raw.get(KEY) is not None or source.file is not None,
     )
+
+
+def gguf_of(source: Source) -> Path | None:
+    """The GGUF file that a source is, if it is one."""
+    if source.file is not None:
+        return source.file if source.file.suffix == GGUF else None
+    return gguf_in(source.folder)
+
+
+def _config(source: Source) -> dict[str, object]:
+    """The config of a folder; of RWKV in its authors' names, what its tensors say.
+
+    Such a checkpoint may come without a `config.json`, or with one that adds what no tensor says.
+    """
+    there = (source.folder / "config.json").is_file()
+    raw = read_config(source.folder) if there else {}
+    bare = there and "model_type" not in raw
+    if not bare and (there or not has_weights(source.folder, source.file)):
+        return raw or read_config(source.folder)
+    with Checkpoint(source.folder, source.file) as weights:
+        found = unnamed(weights.shapes())
+    return read_config(source.folder) if found is None else {**raw, **found}
 
 
 def gguf_in(folder: Path) -> Path | None:

@@ -2,7 +2,9 @@
 """Tokens as readable text: vocabularies write spaces and raw bytes in alphabets of their own."""
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
 LOST = "\ufffd"
 """What stands for bytes that are no whole character."""
@@ -21,7 +23,8 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in sorted(itself)} | shifted
 
 
-_BYTES = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()
+"""What byte-level vocabularies write for each byte, and that byte."""
 
 
 def token_bytes(token: str) -> bytes | None:
@@ -29,8 +32,8 @@ def token_bytes(token: str) -> bytes | None:
     match = _BYTE_TOKEN.match(token)
     if match:
         return bytes([int(match[1], 16)])
-    if all(letter in _BYTES for letter in token):
-        return bytes(_BYTES[letter] for letter in token)
+    if all(letter in BYTE_ALPHABET for letter in token):
+        return bytes(BYTE_ALPHABET[letter] for letter in token)
     return None
 
 
@@ -63,6 +66,37 @@ def align(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[tu
             anchor, group, base = group, index + 1, settled
             head = len(decode(ids[anchor:group]))
     return spans
+
+
+def shared_spans(raw: bytes, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Where tokens of these sizes in bytes, one after the other, lie in the text of `raw`.
+
+    A character that lies in several tokens belongs to each. Bytes that are no character are
+    U+FFFD in the text, as `raw.decode(errors="replace")` has it.
+
+    >>> shared_spans("né!".encode(), [2, 1, 1])
+    [(0, 2), (1, 2), (2, 3)]
+    """
+    starts = _starts(raw)
+    ends = accumulate(sizes, initial=0)
+    return [(bisect_right(starts, a) - 1, bisect_left(starts, b)) for a, b in pairwise(ends)]
+
+
+def _starts(raw: bytes) -> list[int]:
+    """The byte at which each character starts, and the end."""
+    starts = [0]
+    for char in raw.decode(errors="replace"):
+        width = _lost_width(raw, starts[-1]) if char == LOST else len(char.encode())
+        starts.append(starts[-1] + width)
+    return starts
+
+
+def _lost_width(raw: bytes, start: int) -> int:
+    """How many bytes one U+FFFD stands for: its own three, or those that are no character."""
+    try:
+        return len(raw[start : start + 3].decode().encode())
+    except UnicodeDecodeError as cause:
+        return cause.end
 
 
 def _common(tail: str, whole: str, base: int) -> int:

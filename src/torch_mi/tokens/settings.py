@@ -39,12 +39,11 @@ class Settings:
     chat_template: str | None = None
 
 
-def read_settings(folder: Path) -> Settings:
-    """The settings in a model folder, each from the file that has the last word on it."""
-    tokens = _optional(folder / "tokenizer_config.json")
-    model = _optional(folder / "config.json")
-    generation = _optional(folder / "generation_config.json")
-    named = _named(_optional(folder / "special_tokens_map.json")) | _named(tokens)
+def read_settings(folder: Path, model: Mapping[str, object]) -> Settings:
+    """What a folder and its model's config say, each from the file that has the last word on it."""
+    tokens = optional_json(folder / "tokenizer_config.json")
+    generation = optional_json(folder / "generation_config.json")
+    named = _named(optional_json(folder / "special_tokens_map.json")) | _named(tokens)
     eos = (*_ids(model.get("eos_token_id")), *_ids(generation.get("eos_token_id")))
     return Settings(
         named=named,
@@ -69,7 +68,7 @@ def settings_to_json(settings: Settings) -> dict[str, object]:
     return said
 
 
-def _optional(path: Path) -> dict[str, object]:
+def optional_json(path: Path) -> dict[str, object]:
     """The object in a JSON file, or nothing where there is no such file."""
     try:
         return read_json(path) if path.is_file() else {}
@@ -94,8 +93,9 @@ def _added(table: object) -> dict[int, Declared]:
     added: dict[int, Declared] = {}
     if not isinstance(table, dict):
         return added
-    for key, entry in cast("dict[str, dict[str, object]]", table).items():
-        content = _content(entry)
+    for key, given in cast("dict[str, object]", table).items():
+        content = _content(given)
+        entry = cast("dict[str, object]", given) if isinstance(given, dict) else {}
         if content is not None and key.isdigit():
             flags = (entry.get(f) is True for f in ("single_word", "lstrip", "rstrip"))
             special, normalized = entry.get("special") is True, entry.get("normalized") is True

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Text to token ids and back, as the model was trained to read it."""
 
-import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,27 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_mi.errors import TokenizerError
-from torch_mi.storage import write_json, write_text
-from torch_mi.tokens.pieces import LOST, align, readable_bytes, token_bytes
+from torch_mi.storage import write_json
+from torch_mi.tokens.fast import FastVocabulary
+from torch_mi.tokens.folder import open_folder
 from torch_mi.tokens.positions import EncodingWithOffsets
-from torch_mi.tokens.settings import (
-    NAMED,
-    Settings,
-    default_template,
-    read_settings,
-    settings_to_json,
-)
+from torch_mi.tokens.settings import NAMED, Settings, default_template, settings_to_json
+from torch_mi.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
 
 Ids = SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] | Tensor
 """Token ids as people have them: one, a list, or an array or tensor of none or one dimension."""
-
-LARGEST = 2**32
-"""Past the largest id that the tokenizers library can hold."""
-
-CONVERT = "transformers makes one: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
 
 
 @runtime_checkable
@@ -65,43 +55,30 @@ class MITokenizer:
     vocab_size: int
     """How many tokens there are, added ones included; the model may have more rows than that."""
 
-    def __init__(self, backend: "tokenizers.Tokenizer", settings: Settings | None = None) -> None:
-        self._backend = backend
-        self._settings = settings or Settings()
-        backend.no_truncation()
-        backend.no_padding()
-        _keep_spaces(backend)
-        _add_declared(backend, self._settings)
+    def __init__(
+        self, backend: "tokenizers.Tokenizer | Vocabulary", settings: Settings | None = None
+    ) -> None:
+        self._settings = settings = settings or Settings()
+        known = isinstance(backend, Vocabulary)
+        self._vocabulary = backend if known else FastVocabulary(backend, settings)
+        self.vocab_size = self._vocabulary.size
         self._prepare_bos()
-        named = self._settings.named
-        known = {name: backend.token_to_id(text) for name, text in named.items()}
-        eos = known.get("eos_token")
-        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
-        listed = (*(() if eos is None else (eos,)), *self._settings.eos_ids)
+        eos = self._named("eos_token")
+        listed = (*(() if eos is None else (eos,)), *settings.eos_ids)
         self.eos_ids = tuple(dict.fromkeys(i for i in listed if self._has(i)))
-        pad = known.get("pad_token", self._settings.pad_id)
+        pad = self._named("pad_token") if "pad_token" in settings.named else settings.pad_id
         self.pad_id = pad if pad is not None and self._has(pad) else None
-        added = backend.get_added_tokens_decoder()
-        self._added = {i: token.content for i, token in added.items()}
-        self._special = {i for i, token in added.items() if token.special}
-        self._special.update(i for i in known.values() if i is not None)
         self._pieces: dict[int, str] = {}
-        self._context = self._backend.encode("a", add_special_tokens=False).ids[-1:]
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> "MITokenizer":
-        """The tokenizer in a model folder's `tokenizer.json`."""
-        from tokenizers import Tokenizer  # noqa: PLC0415
+    def from_folder(
+        cls, folder: str | Path, config: Mapping[str, object] | None = None
+    ) -> "MITokenizer":
+        """The tokenizer in a model folder: `rwkv_vocab*.txt`, or else `tokenizer.json`.
 
-        folder = Path(folder).expanduser()
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise TokenizerError(_missing(folder))
-        try:
-            backend = Tokenizer.from_file(str(path))
-        except Exception as cause:  # tokenizers raises nothing narrower
-            raise TokenizerError(f"failed to read {path}: {cause}") from cause
-        return cls(backend, read_settings(folder))
+        `config` stands in for the folder's `config.json`.
+        """
+        return cls(*open_folder(Path(folder).expanduser(), config))
 
     @classmethod
     def from_hf(cls, tokenizer: object) -> "MITokenizer":
@@ -128,16 +105,17 @@ class MITokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write this where `from_folder` finds it, the ids of `config.json` aside."""
-        write_text(Path(folder) / "tokenizer.json", self._backend.to_str(pretty=True))
-        write_json(Path(folder) / "tokenizer_config.json", settings_to_json(self._settings))
+        folder = Path(folder).expanduser()
+        said = settings_to_json(self._settings) | self._vocabulary.save(folder)
+        write_json(folder / "tokenizer_config.json", said)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` as the model expects it: with BOS and its like, where it has them."""
-        return self._encoding(text, special=True).ids
+        return self._vocabulary.ids(self._check(text), special=True)
 
     def encode_raw(self, text: str) -> list[int]:
         """The ids of `text` and nothing else."""
-        return self._encoding(text, special=False).ids
+        return self._vocabulary.ids(self._check(text), special=False)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for several texts."""
@@ -147,16 +125,17 @@ class MITokenizer:
 
     def encode_with_offsets(self, text: str) -> EncodingWithOffsets:
         """`encode`, and where each token lies in `text`; added tokens lie at (0, 0)."""
-        return _with_offsets(self._encoding(text, special=True))
+        return self._vocabulary.encoding(self._check(text), special=True)
 
     def encode_raw_with_offsets(self, text: str) -> EncodingWithOffsets:
         """`encode_raw`, and where each token lies in `text`."""
-        return _with_offsets(self._encoding(text, special=False))
+        return self._vocabulary.encoding(self._check(text), special=False)
 
     def decode(self, ids: Ids, *, skip_special: bool = False) -> str:
         """The text of token ids, special tokens included unless they are to be skipped."""
-        kept = [i for i in self._ids(ids) if not (skip_special and i in self._special)]
-        return self._backend.decode(kept, skip_special_tokens=False)
+        special = self._vocabulary.special
+        kept = [i for i in self._ids(ids) if not (skip_special and i in special)]
+        return self._vocabulary.text(kept)
 
     def decode_token(self, token_id: SupportsIndex) -> str:
         """One token as it reads in the middle of a text, its leading space included."""
@@ -172,20 +151,18 @@ class MITokenizer:
     def offsets_of(self, ids: Ids) -> EncodingWithOffsets:
         """Where each token lies in `decode(ids)`; special tokens are zero-width there."""
         listed = self._ids(ids)
-        spans = align(listed, self.decode)
-        offsets = [
-            (a, a if i in self._special else b) for i, (a, b) in zip(listed, spans, strict=True)
-        ]
-        tokens = [cast("str", self._backend.id_to_token(i)) for i in listed]
+        spans = zip(listed, self._vocabulary.spans(listed), strict=True)
+        offsets = [(a, a if i in self._vocabulary.special else b) for i, (a, b) in spans]
+        tokens = [cast("str", self._vocabulary.token(i)) for i in listed]
         return EncodingWithOffsets(tuple(listed), tuple(tokens), tuple(offsets))
 
     def is_special(self, token_id: SupportsIndex) -> bool:
         """Whether a token stands for structure (BOS, a turn of a chat), not for text."""
-        return self._ids(token_id, rows=True)[0] in self._special
+        return self._ids(token_id, rows=True)[0] in self._vocabulary.special
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token written as in the vocabulary (`Ġthe`, `▁the`), or None."""
-        return self._backend.token_to_id(token)
+        return self._vocabulary.find(token)
 
     def find_token_id(self, word: str) -> int:
         """The one token that `word` is: with a space before it if there is such a token."""
@@ -195,7 +172,7 @@ class MITokenizer:
         spaced = word.startswith(" ")
         for candidate in (word, word[1:]) if spaced else (f" {word}", word):
             ids = self.encode_raw(candidate) if candidate else []
-            if len(ids) != 1 or self._is_unknown(ids[0], candidate):
+            if len(ids) != 1 or self._vocabulary.is_unknown(ids[0], candidate):
                 continue
             if candidate == word or not spaced or self._piece(ids[0]).startswith(" "):
                 return ids[0]
@@ -228,19 +205,22 @@ class MITokenizer:
 
     def _prepare_bos(self) -> None:
         """Find BOS, and have it put first where the folder asks for it and nothing does it yet."""
-        name = self._settings.named.get("bos_token")
-        declared = self._settings.bos_id if name is None else self._backend.token_to_id(name)
-        first = self._backend.encode("", add_special_tokens=True).ids[:1]
+        named = "bos_token" in self._settings.named
+        declared = self._named("bos_token") if named else self._settings.bos_id
+        first = self._vocabulary.ids("", special=True)[:1]
         if first and declared is None:
             declared = first[0]
         self.bos_id = declared if declared is not None and self._has(declared) else None
         if self._settings.add_bos and self.bos_id is not None and self.bos_id not in first:
-            _prepend(
-                self._backend, cast("str", self._backend.id_to_token(self.bos_id)), self.bos_id
-            )
+            self._vocabulary.prepend(self.bos_id)
+
+    def _named(self, name: str) -> int | None:
+        """The id of one of the special tokens that have names."""
+        text = self._settings.named.get(name)
+        return None if text is None else self._vocabulary.find(text)
 
     def _has(self, token_id: int) -> bool:
-        return 0 <= token_id < LARGEST and self._backend.id_to_token(token_id) is not None
+        return self._vocabulary.has(token_id)
 
     def _check(self, text: object) -> str:
         if not isinstance(text, str):
@@ -252,13 +232,6 @@ class MITokenizer:
                 f"the text holds a lone surrogate at character {cause.start}, which no token can be"
             ) from cause
         return text
-
-    def _encoding(self, text: str, *, special: bool) -> "tokenizers.Encoding":
-        checked = self._check(text)
-        try:
-            return self._backend.encode(checked, add_special_tokens=special)
-        except Exception as cause:  # tokenizers raises nothing narrower
-            raise TokenizerError(f"failed to encode {text[:40]!r}: {cause}") from cause
 
     def _ids(self, ids: object, *, rows: bool = False) -> list[int]:
         """Checked ids; with `rows`, ids that only the model has rows for are let through."""
@@ -285,105 +258,18 @@ class MITokenizer:
             )
         return index
 
-    def _is_unknown(self, token_id: int, word: str) -> bool:
-        """Whether a token only stands for words that the vocabulary lacks."""
-        from tokenizers.models import BPE, WordLevel, WordPiece  # noqa: PLC0415
-
-        model = self._backend.model
-        unknown = self._settings.named.get("unk_token")
-        if isinstance(model, BPE | WordLevel | WordPiece):
-            unknown = model.unk_token or unknown
-        return unknown == self._backend.id_to_token(token_id) and word.strip() != unknown
-
     def _not_one_token(self, word: str) -> str:
         ids = self.encode_raw(word)
         pieces = self.to_str_tokens(ids)
         if len(ids) == 1:
             return f"the vocabulary lacks {word!r}, which would be read as {pieces[0]!r}"
-        bare = self.token_to_id(word)
+        bare = self._vocabulary.find(word)
         hint = "" if bare is None else f"; the piece {word!r} with no space before it is {bare}"
         return f"{word!r} is not one token but {len(ids)}: {pieces}{hint}"
 
     def _piece(self, token_id: int) -> str:
         """One token's text in the middle of a text."""
         if token_id not in self._pieces:
-            self._pieces[token_id] = self._read(token_id)
+            piece = self._vocabulary.piece(token_id)
+            self._pieces[token_id] = f"<unused {token_id}>" if piece is None else piece
         return self._pieces[token_id]
-
-    def _read(self, token_id: int) -> str:
-        token = self._backend.id_to_token(token_id)
-        if token is None:
-            return f"<unused {token_id}>"
-        if token_id in self._added:
-            return self._added[token_id]
-        if self._backend.decoder is None:
-            return token
-        before = self._backend.decode(self._context, skip_special_tokens=False)
-        both = self._backend.decode([*self._context, token_id], skip_special_tokens=False)
-        text = both.removeprefix(before)
-        raw = token_bytes(token) if LOST in text else None
-        return text if raw is None else readable_bytes(raw)
-
-
-def _with_offsets(encoding: "tokenizers.Encoding") -> EncodingWithOffsets:
-    return EncodingWithOffsets(tuple(encoding.ids), tuple(encoding.tokens), tuple(encoding.offsets))
-
-
-def _keep_spaces(backend: "tokenizers.Tokenizer") -> None:
-    """Let a token's place in the text include its leading space, in every tokenizer alike."""
-    steps = backend.post_processor
-    if steps is None:
-        return
-    state = json.loads(steps.__getstate__(), object_hook=_untrimmed)
-    steps.__setstate__(json.dumps(state).encode())  # the one way in for steps inside a sequence
-    backend.post_processor = steps
-
-
-def _untrimmed(step: dict[str, object]) -> dict[str, object]:
-    return step | {"trim_offsets": False} if "trim_offsets" in step else step
-
-
-def _prepend(backend: "tokenizers.Tokenizer", token: str, token_id: int) -> None:
-    """Put one token before every text, after what the post-processor does already."""
-    from tokenizers import processors  # noqa: PLC0415
-
-    first = processors.TemplateProcessing(
-        single=f"{token} $A", pair=f"{token} $A $B", special_tokens=[(token, token_id)]
-    )
-    steps = backend.post_processor
-    backend.post_processor = first if steps is None else processors.Sequence([steps, first])
-
-
-def _add_declared(backend: "tokenizers.Tokenizer", settings: Settings) -> None:
-    """Add the tokens that the folder declares beside `tokenizer.json`, under the ids it says."""
-    from tokenizers import AddedToken  # noqa: PLC0415
-
-    for token_id, declared in settings.added.items():
-        if backend.token_to_id(declared.content) is not None:
-            continue
-        token = AddedToken(
-            declared.content,
-            single_word=declared.single_word,
-            lstrip=declared.lstrip,
-            rstrip=declared.rstrip,
-            normalized=declared.normalized,
-            special=declared.special,
-        )
-        backend.add_tokens([token])  # pyright: ignore[reportUnknownMemberType]
-        given = backend.token_to_id(declared.content)
-        if given != token_id:
-            raise TokenizerError(
-                f"tokenizer_config.json gives {declared.content!r} the id {token_id}, and "
-                f"tokenizer.json makes it {given}"
-            )
-
-
-def _missing(folder: Path) -> str:
-    """Why there is no tokenizer in a folder, and what to do."""
-    if not folder.is_dir():
-        return f"there is no folder {folder}"
-    names = sorted(path.name for path in folder.iterdir())
-    for older in ("tokenizer.model", "vocab.json"):
-        if older in names:
-            return f"{folder} has {older} but no tokenizer.json, which is needed; {CONVERT}"
-    return f"{folder} has no tokenizer.json; it holds {', '.join(names[:12]) or 'nothing'}"
