@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_mi.config.linear import Conv
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
+from torch_mi.nn.heads import side_by_side
 from torch_mi.nn.rwkv import matrix
 from torch_mi.nn.shift import Steps
 from torch_mi.types import Carry
@@ -50,8 +51,8 @@ def convolved(
     both = [conv(x, steps, last) for conv, x, last in zip(convs, xs, kept, strict=True)]
     made = [out for out, _ in both]
     whole = made[0] if len(made) == 1 else torch.cat(made, -1)
-    parts = tap(HookPoint.RwkvConv, whole).split([out.shape[-1] for out in made], -1)
-    return tuple(parts), tuple(last for _, last in both)
+    parts = side_by_side(tap(HookPoint.RwkvConv, whole), [out.shape[-1] for out in made])
+    return parts, tuple(last for _, last in both)
 
 
 class Projections(nn.Module):
@@ -60,7 +61,8 @@ class Projections(nn.Module):
     def __init__(self, width: int, sizes: tuple[int, int, int], conv: Conv | None) -> None:
         super().__init__()
         self.q, self.k, self.v = (matrix(width, size) for size in sizes)
-        self.convs = nn.ModuleList([] if conv is None else [ShortConv(n, conv) for n in sizes])
+        named = {} if conv is None else dict(zip("qkv", sizes, strict=True))
+        self.convs = nn.ModuleDict({x: ShortConv(n, conv) for x, n in named.items() if conv})
 
     @property
     def carried(self) -> int:
@@ -71,5 +73,5 @@ class Projections(nn.Module):
         self, h: Channels, steps: Steps, tap: Tap, past: Carry
     ) -> tuple[tuple[Channels, ...], Carry]:
         made = (self.q(h), self.k(h), self.v(h))
-        convs = [conv for conv in self.convs if isinstance(conv, ShortConv)]
+        convs = [conv for conv in self.convs.values() if isinstance(conv, ShortConv)]
         return convolved(convs, made, steps, tap, past) if convs else (made, ())

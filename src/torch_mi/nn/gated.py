@@ -39,7 +39,7 @@ class GatedState(nn.Module):
         sizes = (mixer.heads * mixer.key_size, kv_heads * mixer.key_size)
         conv = None if isinstance(mixer, RetNet) else mixer.conv
         self.qkv = Projections(cfg.hidden_size, (*sizes, kv_heads * mixer.value_size), conv)
-        gain, groups = ((inner,), 1) if whole else ((mixer.value_size,), mixer.heads)
+        gain, groups = (inner, 1) if whole else (mixer.value_size, mixer.heads)
         self.norm = HeadRms(mixer.heads, gain, mixer.norm_eps, groups)
         self.g = matrix(cfg.hidden_size, inner) if gated else None
         self.o = matrix(inner, cfg.hidden_size)

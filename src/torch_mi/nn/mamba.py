@@ -15,7 +15,7 @@ from torch_mi.config.recurrent import RecurrentConfig
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.conv import ShortConv, convolved
-from torch_mi.nn.heads import HeadRms, for_each
+from torch_mi.nn.heads import HeadRms, for_each, side_by_side
 from torch_mi.nn.reading import faded, read
 from torch_mi.nn.recurrence import Recurrence
 from torch_mi.nn.rwkv import matrix
@@ -79,7 +79,7 @@ class MambaMix(StateSpace):
         x, z = self.enter(h).chunk(2, -1)
         (x,), kept = convolved([self.conv], [x], steps, tap, past[:1])
         x = silu(x)
-        low, keys, queries = self.select(x).split(self.parts, -1)
+        low, keys, queries = side_by_side(self.select(x), self.parts)
         delta = tap(HookPoint.RwkvDelta, softplus(self.step(low).float()))
         log = delta[..., None] * -self.decay.float().exp()
         q, k = (t[:, :, None].expand(-1, -1, self.heads, -1) for t in (queries, keys))
@@ -99,15 +99,14 @@ class Mamba2Mix(StateSpace):
         self.parts = [inner, shared, shared]
         self.step_bias = nn.Parameter(torch.zeros(mixer.heads))
         self.decay = nn.Parameter(torch.zeros(mixer.heads))
-        gain = (mixer.heads, mixer.value_size)
-        self.norm = HeadRms(mixer.heads, gain, mixer.norm_eps, mixer.groups)
+        self.norm = HeadRms(mixer.heads, inner, mixer.norm_eps, mixer.groups)
 
     def forward(
         self, h: Resid, first: Mixed | None, steps: Steps, tap: Tap, past: Carry
     ) -> tuple[Resid, Carry, Mixed | None]:
-        z, x, low = self.enter(h).split(self.entered, -1)
+        z, x, low = side_by_side(self.enter(h), self.entered)
         (x,), kept = convolved([self.conv], [x], steps, tap, past[:1])
-        x, keys, queries = silu(x).split(self.parts, -1)
+        x, keys, queries = side_by_side(silu(x), self.parts)
         delta = tap(HookPoint.RwkvDelta, self._step(low))
         log = (delta * -self.decay.float().exp())[..., None]
         groups = (self.mixer.groups, self.key_size)
