@@ -15,8 +15,8 @@ from torch_mi.nn.rwkv import matrix
 from torch_mi.nn.shift import Steps
 from torch_mi.types import Carry
 
-Channels = Float[Tensor, "batch pos channel"]
-Before = Float[Tensor, "batch before channel"]
+Channels = Float[Tensor, "batch pos _"]
+Before = Float[Tensor, "batch before _"]
 """The last inputs of earlier runs."""
 
 

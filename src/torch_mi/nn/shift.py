@@ -11,6 +11,7 @@ from torch_mi.nn.shared import Turn
 from torch_mi.types import Heads, Resid
 
 Vector = Float[Tensor, "batch d_model"]
+Rows = Float[Tensor, "batch _ _"]
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class Steps:
         ends = self._numbered().amax(1)[:, None, None].expand(-1, 1, h.shape[-1])
         return self._from(h, last).gather(1, ends)[:, 0]
 
-    def packed(self, x: Resid) -> Resid:
+    def packed(self, x: Rows) -> Rows:
         """Real tokens first, in their order, and padding after them."""
         return x if self.real is None else _rows(x, _order(self.real))
 
-    def unpacked(self, x: Resid) -> Resid:
+    def unpacked(self, x: Rows) -> Rows:
         """Every token where it was before `packed`."""
         return x if self.real is None else _rows(x, _order(self.real).argsort(1))
 
-    def tail(self, rows: Resid, count: int) -> Resid:
+    def tail(self, rows: Rows, count: int) -> Rows:
         """The last `count` real ones of packed rows, with `count` earlier ones before them."""
         if self.real is None:
             return rows[:, rows.shape[1] - count :]
@@ -90,6 +91,6 @@ def _order(real: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     return (~real).int().argsort(dim=1, stable=True)
 
 
-def _rows(x: Resid, index: Int[Tensor, "batch row"]) -> Resid:
+def _rows(x: Rows, index: Int[Tensor, "batch row"]) -> Rows:
     """The rows of each item at an index of its own."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
