@@ -44,6 +44,7 @@ class RecurrentBlock(nn.Module):
             self.norm2 = Norm(kind, eps, width, HookPoint.Ln2Scale, HookPoint.Ln2Normalized)
 
     def forward(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
+        past = tuple(each.expand(len(x), *each.shape[1:]) for each in past)
         x, first, carry = self._time(x, steps, tap, past)
         if self.channels is None:
             return self._joined(tap(HookPoint.ResidPost, x), first), carry
