@@ -162,7 +162,7 @@ def fla_shapes(kind: str, cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         if kind == "delta_net" and cfg.get("use_beta", True):
             block["attn.b_proj"] = (heads, wide)
         if kind == "gla":
-            block |= {"attn.gk_proj.0": (5, wide), "attn.gk_proj.1": (keys // shared, 5)}
+            block |= {"attn.gk_proj.0": (16, wide), "attn.gk_proj.1": (keys // shared, 16)}
             shapes[f"model.layers.{layer}.attn.gk_proj.1.bias"] = (keys // shared,)
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
     return shapes
