@@ -25,6 +25,11 @@ from torch_mi.nn.shift import Steps
 from torch_mi.types import Carry, Logits, Mixed, Resid, Tokens, split
 
 
+def narrowed(h: Resid, weights: Tensor) -> Resid:
+    """A vector in the dtype of the weights that it meets."""
+    return h if h.dtype == weights.dtype else h.to(weights.dtype)
+
+
 class RecurrentBlock(nn.Module):
     """One layer: time mixing and channel mixing, each added to the residual stream.
 
@@ -49,7 +54,7 @@ class RecurrentBlock(nn.Module):
         if self.channels is None:
             return self._joined(tap(HookPoint.ResidPost, x), first), carry
         mid = tap(HookPoint.ResidMid, x)
-        h = tap(HookPoint.MlpIn, normalised(self.norm2, mid, tap))
+        h = tap(HookPoint.MlpIn, self.normed(self.norm2, mid, tap))
         out, kept = self.channels(h, steps, tap, past[len(carry) :])
         x = tap(HookPoint.ResidPost, mid + tap(HookPoint.MlpOut, out))
         return self._joined(x, first), (*carry, *kept)
@@ -59,8 +64,12 @@ class RecurrentBlock(nn.Module):
         x, _, carry = self._time(x, steps, tap, past)
         if not isinstance(self.channels, Channels):
             return carry
-        h = tap(HookPoint.MlpIn, normalised(self.norm2, tap(HookPoint.ResidMid, x), tap))
+        h = tap(HookPoint.MlpIn, self.normed(self.norm2, tap(HookPoint.ResidMid, x), tap))
         return (*carry, *self.channels.remember(h, steps, past[len(carry) :]))
+
+    def normed(self, by: Norm | None, x: Resid, tap: Tap) -> Resid:
+        """The norm of the stream, which may be kept in more precision than the weights."""
+        return narrowed(normalised(by, x, tap), self.mix.o.weight)
 
     def _time(
         self, x: Resid, steps: Steps, tap: Tap, past: Carry
@@ -68,13 +77,13 @@ class RecurrentBlock(nn.Module):
         """The stream after time mixing, the first layer's values, and what is carried on."""
         x, first = self._parted(x)
         x = tap(HookPoint.ResidPre, x)
-        h = tap(HookPoint.AttnIn, normalised(self.norm1, x, tap))
+        h = tap(HookPoint.AttnIn, self.normed(self.norm1, x, tap))
         out, carry, first = self.mix(h, first, steps, tap, past[: self.mix.carried])
         return x + tap(HookPoint.AttnOut, out), first, carry
 
     def _parted(self, x: Resid) -> tuple[Resid, Mixed | None]:
         """The stream, and the first layer's values if they flow beside it."""
-        beside = x[..., self.width :]
+        beside = narrowed(x[..., self.width :], self.mix.o.weight)
         return x[..., : self.width], split(beside, -1, self.values) if beside.shape[-1] else None
 
     def _joined(self, x: Resid, first: Mixed | None) -> Resid:
@@ -169,7 +178,10 @@ class Recurrent(nn.Module):
         return Steps(length, real, run.explicit, turn, bounds)
 
     def embed(self, tokens: Tokens, shared: Steps, tap: Tap) -> Resid:  # noqa: ARG002
-        return normalised(self.norm0, tap(HookPoint.Embed, self.tokens(tokens)), silent)
+        x = tap(HookPoint.Embed, self.tokens(tokens))
+        # the stream of RWKV outgrows float16; its runtimes halve it every few layers instead
+        x = x.float() if x.dtype == torch.float16 else x
+        return normalised(self.norm0, x, silent)
 
     def block(
         self, layer: int, x: Resid, shared: Steps, tap: Tap, past: Carry
@@ -180,7 +192,7 @@ class Recurrent(nn.Module):
         return cast("RecurrentBlock", self.blocks[layer]).remember(x, shared, tap, past)
 
     def unembed(self, x: Resid, tap: Tap) -> Logits:
-        h = tap(HookPoint.FinalNorm, normalised(self.norm, x, tap))
+        h = tap(HookPoint.FinalNorm, narrowed(normalised(self.norm, x, tap), self.head.weight))
         return tap(HookPoint.Logits, self.head(h))
 
     def grows_differently(self, before: int, total: int) -> bool:  # noqa: ARG002

@@ -12,6 +12,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.norm import length
 from torch_mi.nn.recurrence import Recurrence, effective, recur, stepwise
+from torch_mi.nn.recurrence_fused import fits, fused
 from torch_mi.nn.shift import Steps
 from torch_mi.types import Mixed
 
@@ -106,7 +107,7 @@ def through(r: Recurrence, steps: Steps, tap: Tap, state: State | None) -> tuple
     run = stepwise if steps.explicit or grows else recur  # many at a time only what fades
     stops = tap.stops(HookPoint.RwkvState)
     if not stops:
-        return run(r, state)
+        return fused(r, state) if run is recur and fits(r) else run(r, state)
     edited = tap.edits(HookPoint.RwkvState)
     parts: list[Tensor] = []
     start, state = 0, r.empty() if state is None else state
