@@ -122,6 +122,17 @@ class HookPoint(StrEnum):
         "batch pos d_model",
         "what time mixing reads of the token before: the norm's output there",
     )
+    RwkvConv = (
+        "blocks.*.rwkv.hook_conv",
+        "batch pos d_conv",
+        "what the short convolution over the last tokens gives, before any nonlinearity; where "
+        "queries, keys and values have one each, side by side",
+    )
+    RwkvDelta = (
+        "blocks.*.rwkv.hook_delta",
+        "batch pos head",
+        "step size of a state space: how far it fades and how much is written, at once",
+    )
     RwkvR = (
         "blocks.*.rwkv.hook_r",
         "batch pos head d_key",
