@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torch_mi.backends.transformer import Transformer
+from torch_mi.backends.build import Config, build
 from torch_mi.errors import ConfigError, did_you_mean
-from torch_mi.families import FAMILIES, read_config
+from torch_mi.families import FAMILIES, RECURRENTS, read_config
 from torch_mi.laws import (
     LAWS,
     Law,
@@ -96,27 +96,51 @@ def tiny(
     Every parameter is random, so that gains are not one and biases not zero. `changes` are keys of
     the family's `config.json`.
     """
-    if family not in FAMILIES:
-        raise ConfigError(
-            f"there is no tiny model of {family!r}; there are {', '.join(FAMILIES)}"
-            f"{did_you_mean(family, FAMILIES)}"
-        )
-    of = FAMILIES[family]
-    raw = {"model_type": family, **COMMON, **of.respelt(of.tiny), **of.respelt(changes or {})}
-    cfg = read_config(raw)[1]
-    backend = Transformer(cfg)
+    cfg = _config(family, changes or {})
+    backend = build(cfg)
+    noise = _noise if family in FAMILIES else _recurrent_noise
     dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in backend.named_parameters():
-            noise = torch.randn(value.shape, generator=dice)
-            if value.ndim == 1:
-                noise = name.endswith("weight") + 0.3 * noise
-            elif name != "tokens.weight":
-                noise = noise / value.shape[-1] ** 0.5
-            value.copy_(noise)
+            value.copy_(noise(name, torch.randn(value.shape, generator=dice)))
     backend = backend.to(device, dtype).eval()
     reads = cfg.vocab_size == len(CHARACTERS)
     return MIModel(backend, _characters() if reads else None, Origin(f"tiny:{family}", family))
+
+
+def _config(family: str, changes: Mapping[str, object]) -> Config:
+    """What the tiny model of a family computes."""
+    if family in RECURRENTS:
+        known = RECURRENTS[family]
+        sizes = {key: COMMON[key] for key in ("vocab_size", "max_position_embeddings")}
+        return known.config({"model_type": family, **sizes, **known.tiny, **changes})
+    if family not in FAMILIES:
+        families = (*FAMILIES, *RECURRENTS)
+        raise ConfigError(
+            f"there is no tiny model of {family!r}; there are {', '.join(families)}"
+            f"{did_you_mean(family, families)}"
+        )
+    of = FAMILIES[family]
+    raw = {"model_type": family, **COMMON, **of.respelt(of.tiny), **of.respelt(changes)}
+    return read_config(raw)[1]
+
+
+def _noise(name: str, noise: Tensor) -> Tensor:
+    """A parameter of a transformer from normal noise of its shape."""
+    if noise.ndim == 1:
+        return name.endswith("weight") + 0.3 * noise
+    return noise if name == "tokens.weight" else noise / noise.shape[-1] ** 0.5
+
+
+def _recurrent_noise(name: str, noise: Tensor) -> Tensor:
+    """The same of a recurrent model, whose state must neither grow nor be gone at once."""
+    if ".mix_" in name and noise.ndim == 1:
+        return noise.sigmoid()  # how much of the token before is taken
+    if name.endswith((".decay", ".decay.up.bias")):
+        return 0.4 * noise - 1
+    if name.endswith(("norm.weight", ".erased", ".kept")):
+        return 1 + 0.3 * noise
+    return _noise(name, noise)
 
 
 @cache
