@@ -33,8 +33,9 @@ class Run:
 class HeldNorm:
     """The linear part of a norm, once its denominator is held."""
 
-    gain: Float[Tensor, " d_model"]
-    bias: Float[Tensor, " d_model"] | None
+    gain: Float[Tensor, "... d_model"]
+    """With an axis of heads where each head has a norm of its own."""
+    bias: Float[Tensor, "... d_model"] | None
     centred: bool
     """Whether the mean is taken off first."""
 
@@ -51,6 +52,26 @@ class Written:
     bias: Float[Tensor, " d_model"] | None = None
     norm: HeldNorm | None = None
     scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class MixedWritten:
+    """What becomes of what the heads of a recurrent layer read, on its way to the residual stream.
+
+    It is normed, with the denominators at `RwkvNormScale`; multiplied by what is at `gate`; and
+    goes through the matrix.
+    """
+
+    matrix: Float[Tensor, "d_model head d_value"]
+    norm: HeldNorm | None = None
+    """Gain and bias [head d_value]."""
+    gate: HookPoint | None = None
+    gated_first: bool = False
+    """Whether the gate comes before the norm."""
+    bonus_after: bool = False
+    """Whether what is at `RwkvBonus` is added after the norm, and not part of what is read."""
+    bias: Float[Tensor, " d_model"] | None = None
+    """What the matrix comes with."""
 
 
 @runtime_checkable
@@ -117,6 +138,10 @@ class MIBackend(Protocol):
 
     def attention_written(self, layer: int) -> Written:
         """What becomes of the outputs of one layer's heads."""
+        ...
+
+    def mixed_written(self, layer: int) -> MixedWritten | None:
+        """What becomes of what one layer's heads read of their state; `None` without a state."""
         ...
 
     def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:

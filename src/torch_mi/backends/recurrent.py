@@ -7,8 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from torch_mi.backends.protocol import HeldNorm, Run, Written
+from torch_mi.backends.protocol import HeldNorm, MixedWritten, Run, Written
 from torch_mi.backends.recurrent_points import layer_points, outer_points, sizes_of
+from torch_mi.backends.recurrent_written import written_by
 from torch_mi.backends.transformer import held, normalised, table
 from torch_mi.config.recurrent import RecurrentConfig, Rwkv4, Rwkv5, Rwkv6, Rwkv7
 from torch_mi.hooks.point import HookPoint
@@ -147,6 +148,9 @@ class Recurrent(nn.Module):
 
     def attention_written(self, layer: int) -> Written:  # noqa: ARG002 - nothing is added
         return Written()
+
+    def mixed_written(self, layer: int) -> MixedWritten:
+        return written_by(cast("RecurrentBlock", self.blocks[layer]).mix, self.cfg)
 
     def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:
         block = cast("RecurrentBlock", self.blocks[layer])

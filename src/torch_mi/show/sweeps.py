@@ -206,7 +206,8 @@ def _attribution(result: Attribution) -> "Figure":
     heads = [floats(row) for row in result.heads()]
     mlps = {share.layer: share.value for share in result.shares if share.kind == "mlp"}
     rows = [[*row, mlps.get(i, 0.0)] for i, row in enumerate(heads)]
-    names = [*(str(i) for i in range(len(heads[0]))), "MLP"]
+    apart = any(share.kind == "head" for share in result.shares)
+    names = [*(str(i) for i in range(len(heads[0]))), "MLP"] if apart else ["mixing", "MLP"]
     reach = max(abs(value) for row in rows for value in row) or 1.0
     versus = "" if result.versus is None else f" over {markup(result.versus)}"
     return Heat(
@@ -229,7 +230,7 @@ def _attribution(result: Attribution) -> "Figure":
 
 
 def _part(name: str) -> str:
-    return name if name == "MLP" else f"head {name}"
+    return f"head {name}" if name.isdecimal() else name
 
 
 @table.register(Attribution)
