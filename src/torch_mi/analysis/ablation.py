@@ -242,7 +242,7 @@ def _cut(
 
 
 def _point(model: MIModel, at: str) -> HookPoint:
-    """The point that a name means: "z" by head, "mlp_post" by neuron, "attn_out" by layer, …"""
+    """The point that a name means: "z" by head, "attn_out" by layer, and others."""
     places = [name for name in points_of(model) if name != "pattern"]
     if at in ("pattern", "every_block"):
         raise InterventionError(f"at={at!r} cannot be ablated; choose {', '.join(places)}")
