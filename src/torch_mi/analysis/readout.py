@@ -6,7 +6,7 @@ head, and each token that a head reads from, has its own share.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,26 @@ class Readout:
         read = read if self.before is None else read * self.before
         read = read - read.mean(-1, keepdim=True) if self.centred else read
         return read * self.after
+
+    def only(self, i: int) -> "Readout":
+        """The same at one of the positions."""
+        here = slice(i, i + 1)
+        return replace(
+            self,
+            before=None if self.before is None else self.before[here],
+            after=self.after[here],
+            plain=self.plain[here],
+            bonus=None if self.bonus is None else self.bonus[here],
+        )
+
+    def bonus_held(self, bonus: Tensor | None) -> Tensor:
+        """What a token reads of itself beside the state [pos head d_value], as it is written.
+
+        `bonus` is what is at `RwkvBonus`, where it is part of what is read.
+        """
+        if self.bonus is not None:
+            return self.bonus
+        return torch.zeros_like(self.after) if bonus is None else self.held(bonus)
 
     def heads(self, read: Tensor) -> Tensor:
         """What each head writes [head pos d_model] of what it reads [pos head d_value]."""
