@@ -156,7 +156,7 @@ def attentions(
         out.append(
             AttentionPatterns(
                 model_id=model.origin.model_id,
-                prompt=text_of(model, [i for i, odd in zip(ids, special, strict=True) if not odd]),
+                prompt=words_of(model, ids),
                 token_ids=tuple(ids),
                 tokens=pieces_of(model, ids),
                 special=special,
@@ -167,6 +167,12 @@ def attentions(
             )
         )
     return out
+
+
+def words_of(model: MIModel, ids: list[int]) -> str:
+    """The text of a prompt without what stands for structure."""
+    special = special_in(model, ids)
+    return text_of(model, [i for i, odd in zip(ids, special, strict=True) if not odd])
 
 
 def among(name: str, wanted: int | Sequence[int] | None, count: int) -> tuple[int, ...]:

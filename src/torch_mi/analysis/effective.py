@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from torch_mi.analysis.attention import AttentionPatterns, among
+from torch_mi.analysis.attention import AttentionPatterns, among, words_of
 from torch_mi.analysis.changes import one_prompt
 from torch_mi.analysis.states import needs_state
 from torch_mi.errors import ModelError, did_you_mean
@@ -21,7 +21,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
 from torch_mi.prompts import Prompt
-from torch_mi.results import pieces_of, special_in, text_of
+from torch_mi.results import pieces_of, special_in
 
 Form = Literal["raw", "relu_l1", "abs_l1", "value_weighted"]
 FORMS: Mapping[str, str] = {
@@ -95,7 +95,7 @@ def effective_attention(
         found.append(made.mean(0, keepdim=True) if averaged else made)
     return EffectiveAttention(
         model_id=model.origin.model_id,
-        prompt=text_of(model, ids),
+        prompt=words_of(model, ids),
         token_ids=tuple(ids),
         tokens=pieces_of(model, ids),
         special=special_in(model, ids),

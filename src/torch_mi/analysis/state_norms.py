@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from torch_mi.analysis.attention import among
+from torch_mi.analysis.attention import among, words_of
 from torch_mi.analysis.changes import one_prompt
 from torch_mi.analysis.states import needs_state
 from torch_mi.cache import Residual
@@ -19,7 +19,7 @@ from torch_mi.manifest import Manifest
 from torch_mi.model import MIModel
 from torch_mi.partial import record
 from torch_mi.prompts import Prompt
-from torch_mi.results import Result, data_frame, floats, pieces_of, special_in, text_of
+from torch_mi.results import Result, data_frame, floats, pieces_of, special_in
 
 FORM = "torch-mi state norms 1"
 SUMS = 3
@@ -106,7 +106,7 @@ def state_norms(
         found.append(sizes(model, state.detach()).T.float().cpu())
     return StateNorms(
         model_id=model.origin.model_id,
-        prompt=text_of(model, ids),
+        prompt=words_of(model, ids),
         tokens=pieces_of(model, ids),
         special=special_in(model, ids),
         layers=chosen,

@@ -2,6 +2,7 @@
 """Results as plotly figures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import singledispatch
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -144,14 +145,21 @@ def attention(
     names: Sequence[str] | None = None,
     special: Sequence[bool] | None = None,
     title: str = "Where each token looks",
+    unit: str = "attention",
 ) -> "Figure":
-    """Attention patterns [query key] or [head query key] as a heat map, with a choice of heads."""
+    """Attention patterns [query key] or [head query key] as a heat map, with a choice of heads.
+
+    Where weights are not attention, as `unit` says, each head has a scale of its own; if any are
+    below zero, around zero.
+    """
     heads = pattern[None] if pattern.ndim == 2 else pattern  # noqa: PLR2004
     if heads.shape[1:] != (len(tokens), len(tokens)):
         raise ModelError(f"a pattern of {list(pattern.shape)} does not fit {len(tokens)} tokens")
     named = list(names or [f"head {i}" for i in range(len(heads))])
     labels = tick_labels(tokens, special or [False] * len(tokens))
-    maps = [_attention_map(head, tokens, labels, title) for head in heads]
+    signed = bool((heads < 0).any())
+    maps = [_attention_map(head, tokens, labels, title, unit) for head in heads]
+    maps = [replace(m, colours="diverging", low=-m.high) if signed else m for m in maps]
     fig = maps[0].figure()
     side = max(380, min(820, 34 * len(tokens) + 160))
     x, y = maps[0].axes()
@@ -168,14 +176,19 @@ def attention(
     return fig
 
 
-def _attention_map(head: Tensor, tokens: Sequence[str], labels: list[str], title: str) -> Heat:
+def _attention_map(
+    head: Tensor, tokens: Sequence[str], labels: list[str], title: str, unit: str
+) -> Heat:
     weights = [floats(row) for row in head.detach().float().cpu()]
+    high = 1.0 if unit == "attention" else float(head.abs().max()) or 1.0
     shown = [[w if k <= q else None for k, w in enumerate(row)] for q, row in enumerate(weights)]
     return Heat(
         values=shown,
         rows=labels,
         columns=labels,
-        words=[["" if w is None or w < 0.005 else f"{w:.2f}" for w in row] for row in shown],  # noqa: PLR2004
+        words=[
+            ["" if w is None or abs(w) < high / 200 else f"{w:.2f}" for w in row] for row in shown
+        ],
         hover=[
             [
                 f"{markup(tokens[q])} looks at {markup(tokens[k])}: {w:.3f}"
@@ -183,7 +196,8 @@ def _attention_map(head: Tensor, tokens: Sequence[str], labels: list[str], title
             ]
             for q, row in enumerate(weights)
         ],
-        unit="attention",
+        high=high,
+        unit=unit,
         row_title="from this token",
         column_title="to this token",
         title=title,
@@ -205,10 +219,21 @@ def _offer_heads(fig: Any, maps: list[Heat], names: list[str]) -> None:
                     {
                         "label": name,
                         "method": "restyle",
-                        "args": [{"z": [m.values], "text": [m.words], "customdata": [m.hover]}],
+                        "args": [_drawn(m)],
                     }
                     for name, m in zip(names, maps, strict=True)
                 ],
             }
         ]
     )
+
+
+def _drawn(m: Heat) -> dict[str, Any]:
+    """What a menu puts in the place of the map that is shown."""
+    return {
+        "z": [m.values],
+        "text": [m.words],
+        "customdata": [m.hover],
+        "zmin": m.low,
+        "zmax": m.high,
+    }
