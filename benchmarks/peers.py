@@ -129,20 +129,27 @@ def agree(what: str, a: Tensor, b: Tensor) -> None:
         raise BenchmarkError(f"{what} differ by {apart:.2g}, more than {TOLERANCE:g}")
 
 
-def bridge_over(hf: Any, folder: Path, device: str) -> Any:
-    """A bridge over a model of its own, from a folder with a tokenizer: it insists on one."""
+def words() -> Any:
+    """A tokenizer of two words, for peers that insist on one and are then given token ids."""
     from tokenizers import Tokenizer  # noqa: PLC0415 - only for the peer
     from tokenizers.models import WordLevel  # noqa: PLC0415
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - a peer
+
+    model = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, bos_token="b", eos_token="b", pad_token="b"
+    )
+
+
+def bridge_over(hf: Any, folder: Path, device: str) -> Any:
+    """A bridge over a model of its own, from a folder with a tokenizer: it insists on one."""
     from transformer_lens.model_bridge import (  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - a peer, not everywhere
         TransformerBridge,
     )
-    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - a peer
     from transformers.utils import logging  # noqa: PLC0415 - a peer
 
     logging.disable_progress_bar()
-    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="b", eos_token="b")
-    tokenizer.save_pretrained(folder)
+    words().save_pretrained(folder)
     hf.save_pretrained(folder)
     return TransformerBridge.boot_transformers(str(folder), device=device)
 

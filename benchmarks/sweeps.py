@@ -3,8 +3,8 @@
 
 Ours next to one whole run for each cell, to a loop written by hand on the bare modules (cells side
 by side, from the patched layer and position on, one row unembedded), and to TransformerLens's own
-patching functions where it is installed. What costs the same for every cell is timed on some of
-the cells and multiplied.
+patching functions and nnsight where they are installed. What costs the same for every cell is
+timed on some of the cells and multiplied. Attribution patching beside it: see `attribution`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks import attribution, traces
 from benchmarks.pairing import BenchmarkError, Effort, Pair, Row, Times, race, rows
 from benchmarks.peers import bridge_over, has, need
 from benchmarks.table import show
@@ -31,12 +32,14 @@ from torch_mi.model import MIModel
 from torch_mi.storage import write_json
 from torch_mi.sweeps.metrics import logit_diff
 
-OURS, NAIVE, BY_HAND, LENS = "torch-mi", "a run for each cell", "by hand", "TransformerLens"
+OURS, NAIVE, BY_HAND = "torch-mi", "a run for each cell", "by hand"
+LENS, TRACES = "TransformerLens", "nnsight"
 WORDS = (5, 6)
 TOLERANCE = 1e-4
 SAMPLE = 24
 """Cells of which a loop that treats all alike is timed."""
-CASES = ("resid_pre", "one token", "z")
+GRIDS = ("resid_pre", "one token", "z")
+CASES = (*GRIDS, "attribution")
 BOUNDS = {"resid_pre": 1 / 6, "one token": 1 / 15, "z": 1 / 4}
 """How much of TransformerLens's time ours may take."""
 OF_HAND = 1.3
@@ -65,6 +68,7 @@ class Contest:
     ours: MIModel
     hf: Any
     lens: Any | None
+    traces: Any | None
     clean: Tensor
     corrupted: Tensor
 
@@ -85,8 +89,12 @@ class Contest:
         return self.cells[::step]
 
 
-def gather(size: Size, folder: Path) -> tuple[Any, MIModel, Any | None]:
-    """A random GPT-2 in transformers, in torch-mi, and in TransformerLens if it is there."""
+Made = tuple[Any, MIModel, Any | None, Any | None]
+"""One model in transformers, torch-mi, TransformerLens and nnsight, as far as they are there."""
+
+
+def gather(size: Size, folder: Path) -> Made:
+    """A random GPT-2 in every library."""
     need("transformers")
     from transformers import GPT2Config, GPT2LMHeadModel  # noqa: PLC0415 - a peer
 
@@ -101,10 +109,10 @@ def gather(size: Size, folder: Path) -> tuple[Any, MIModel, Any | None]:
     )
     hf = GPT2LMHeadModel(cfg).eval()
     lens = bridge_over(hf, folder, "cpu") if has("transformer_lens") else None
-    return hf, MIModel.from_hf(hf), lens
+    return hf, MIModel.from_hf(hf), lens, traces.wrapped(hf) if has("nnsight") else None
 
 
-def contest(case: str, size: Size, made: tuple[Any, MIModel, Any | None]) -> Contest:
+def contest(case: str, size: Size, made: Made) -> Contest:
     """Two random prompts; for "one token" the second differs from the first in the middle only."""
     dice = torch.Generator().manual_seed(1)
     clean = torch.randint(size.vocab, (1, size.length), generator=dice)
@@ -112,12 +120,15 @@ def contest(case: str, size: Size, made: tuple[Any, MIModel, Any | None]) -> Con
     if case == "one token":
         middle = size.length // 2
         other = torch.cat([clean[:, :middle], other[:, :1], clean[:, middle + 1 :]], 1)
-    hf, ours, lens = made
-    return Contest(case, size, ours, hf, lens, clean, other)
+    hf, ours, lens, nn = made
+    return Contest(case, size, ours, hf, lens, nn, clean, other)
 
 
 def measure(one: Contest, effort: Effort) -> list[Row]:
     """The works of one case, checked against each other and timed."""
+    if one.case == "attribution":
+        prompts = one.clean, one.corrupted
+        return attribution.measure(one.ours, one.lens, prompts, WORDS, effort)
     works: dict[str, Callable[[], object]] = {
         OURS: lambda: ours(one),
         BY_HAND: lambda: by_hand(one),
@@ -125,12 +136,14 @@ def measure(one: Contest, effort: Effort) -> list[Row]:
     }
     if one.lens is not None:
         works[LENS] = lambda: lens(one, one.sample)
+    if one.traces is not None:
+        works[TRACES] = lambda: nnsight(one, one.sample)
     check(one)
     times = race(works, effort)
     whole = len(one.cells) / len(one.sample)
-    times |= {name: _times(times[name], whole) for name in (NAIVE, LENS) if name in times}
+    times |= {name: _times(times[name], whole) for name in (NAIVE, LENS, TRACES) if name in times}
     pairs = [Pair(OURS, BY_HAND, OF_HAND), Pair(OURS, NAIVE)]
-    pairs += [Pair(OURS, LENS, BOUNDS[one.case])] if LENS in times else []
+    pairs += [Pair(OURS, LENS, BOUNDS[one.case]), Pair(OURS, TRACES)]
     setting = f"{one.size.length} tokens, {torch.get_num_threads()} threads"
     return rows(f"patching, {one.case}", setting, times, pairs)
 
@@ -143,6 +156,8 @@ def check(one: Contest) -> None:
     others = {BY_HAND: by_hand(one) - grid, NAIVE: naive(one, places) - some}
     if one.lens is not None:
         others[LENS] = lens(one, places) - some
+    if one.traces is not None:
+        others[TRACES] = nnsight(one, places) - some
     for name, apart in others.items():
         if not (worst := float(apart.abs().max())) <= TOLERANCE:
             raise BenchmarkError(f"{one.case}: torch-mi and {name} differ by {worst:.2g}")
@@ -190,6 +205,12 @@ def lens(one: Contest, cells: Sequence[tuple[int, int]]) -> Tensor:
             name,
             index_df=pd.DataFrame(cells, columns=list(axes)),
         )
+
+
+def nnsight(one: Contest, cells: Sequence[tuple[int, int]]) -> Tensor:
+    """An invoke of nnsight's for each of some cells."""
+    width = one.size.width // one.size.heads if one.at == "z" else None
+    return traces.patched(one.traces, (one.clean, one.corrupted), cells, width, WORDS)
 
 
 def _ends_with(end: str) -> Callable[[str], bool]:

@@ -28,6 +28,7 @@ class Parameter(Protocol):
 class Verb(Protocol):
     """What is read of a verb."""
 
+    hidden: bool
     help: str | None
     params: Sequence[Parameter]
 
@@ -40,7 +41,8 @@ class Group(Protocol):
 
 def verbs() -> Mapping[str, Verb]:
     """Every verb, by name."""
-    return cast("Group", typer.main.get_command(app)).commands
+    found = cast("Group", typer.main.get_command(app)).commands
+    return {name: verb for name, verb in found.items() if not verb.hidden}
 
 
 def plain(text: str | None) -> str:

@@ -123,6 +123,7 @@ class Generation:
         self.new: list[list[int]] = [[] for _ in range(rows)]
         self.stopped_by: list[int | None] = [None] * rows
         self._cache: HookCache | None = None
+        self._after: Prefix | None = None
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -137,21 +138,25 @@ class Generation:
         if self._model.backend.grows_differently(length, length + max_new_tokens):
             return False
         spec = self._spec or HookSpec()
-        stateful = spec.state_knockout or spec.state_steering
-        return not stateful and not any(depends_on_length(e, place) for place, e in spec.edits)
+        return not any(depends_on_length(e, place) for place, e in spec.edits)
+
+    def following(self, after: Prefix | None) -> "Generation":
+        """The same, of prompts that follow a prefix."""
+        self._after = after
+        return self
 
     def steps(self, max_new_tokens: int) -> Iterator[list[list[int]]]:
         """The new tokens of each row so far, after every step."""
         if not isinstance(max_new_tokens, int) or max_new_tokens < 0:  # pyright: ignore[reportUnnecessaryIsInstance] - users are untyped
             raise ModelError(f"max_new_tokens is a count from 0 upwards, got {max_new_tokens}")
         carry = self.cached(max_new_tokens)
-        prefix, batch, spec = Prefix(), self._start, self._spec
+        prefix, batch, spec = self._after or Prefix(), self._start, self._spec
         for _ in range(max_new_tokens):
             self._cache = self._model.forward(
                 batch.tokens,
                 spec,
                 attention_mask=batch.real,
-                after=prefix if carry else None,
+                after=prefix if carry else self._after,
             )
             chosen = torch.tensor(self._choose(self._cache))[:, None]
             yield self.new

@@ -78,11 +78,19 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over every tensor's name, shape, dtype and up to 4096 evenly spaced entries."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights):
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // _SAMPLES)]
+        sample = spread(tensor.detach(), _SAMPLES)
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def spread(x: Tensor, samples: int) -> Tensor:
+    """Evenly spaced entries, in the order of the flattened tensor, at least `samples` if it has."""
+    step = max(1, x.numel() // samples)
+    if x.is_contiguous():
+        return x.view(-1)[::step]
+    # flattening a transposed weight would copy all of it
+    return x[torch.unravel_index(torch.arange(0, x.numel(), step, device=x.device), x.shape)]
 
 
 def describe_spec(spec: HookSpec | None) -> dict[str, object] | None:

@@ -147,8 +147,7 @@ class MIModel:
         with torch.set_grad_enabled(grad), running(frame.batch, frame.pos):
             end, carries = self._through(start, batch, passing)
         captured, before = trace.finish()
-        states = self.backend.recurrent
-        kept = None if after is None else batch.follow(prefix, carries, recurrent=states)
+        kept = None if after is None else batch.follow(prefix, carries, self.backend)
         made = partial(self._manifest, batch, spec, attention, trace)
         receipts = tuple(trace.receipts)
         ran = Ran(end, captured, before, receipts, batch.tokens, batch.real, kept, made)
@@ -160,7 +159,7 @@ class MIModel:
         self, prompt: Prompt, names: "str | Sequence[str] | None" = None
     ) -> tuple[Logits, HookCache]:
         """Logits and cache, as TransformerLens returns them; `names` limits what is captured."""
-        every: Sequence[str] = [p for p in HookPoint if p in self.backend.hook_points]
+        every = [p for p in HookPoint if p in self.backend.hook_points]
         wanted = [names] if isinstance(names, str) else every if names is None else names
         cache = self.forward(prompt, HookSpec().capture(*wanted))
         return cache.output, cache
@@ -228,19 +227,21 @@ class MIModel:
         seed: int | None = None,
         stop_tokens: Sequence[int | str] | None = None,
         use_cache: bool | None = None,
+        after: Prefix | None = None,
     ) -> "GenerationResult":
-        """Continue one prompt, with the edits of `spec` applied at every step.
+        """Continue one prompt, `after` a prefix if given, with the edits of `spec` at every step.
 
-        Greedy at `temperature=0`. Stops after one of `stop_tokens` (the model's own end tokens
-        unless given), which is not part of the text. `use_cache=None` carries keys and values over
-        exactly when the result is that of running the whole text again, and runs it again
-        otherwise; `True` and `False` force one or the other. `mi.stream` yields step by step.
+        Greedy at `temperature=0`. Stops after one of `stop_tokens` (the model's own unless given),
+        which is not part of the text. `use_cache=None` carries keys and values, or a state, over
+        where that is the same as running all again; `True` and `False` force one or the other.
+        `mi.stream` yields step by step.
         """
         from torch_mi.generate import Generation, Sampling  # noqa: PLC0415 - it runs models
 
         sampling = Sampling(temperature, top_k, top_p, seed)
         stops = None if stop_tokens is None else [self.token_id(t) for t in stop_tokens]
-        return Generation(self, prompt, spec, sampling, stops, use_cache).finish(max_new_tokens)
+        made = Generation(self, prompt, spec, sampling, stops, use_cache)
+        return made.following(after).finish(max_new_tokens)
 
     @property
     def tokenizer(self) -> "MITokenizer":
@@ -297,7 +298,7 @@ class MIModel:
 
     @property
     def hooks(self) -> Mapping[Hook, tuple[int | str, ...]]:
-        """Every place this model offers, with its shape; what a run decides stays a name."""
+        """Every place on offer, with its shape; what a run decides is a name."""
         return self._offer.shapes(self.backend.sizes)
 
     def memory_footprint(self) -> "Footprint":

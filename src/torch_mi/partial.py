@@ -38,9 +38,14 @@ class Record:
     the stream that leaves the last."""
     captured: Mapping[str, Tensor]
     """Other activations, by hook, where they were asked for."""
-    manifest: Manifest
+    run: HookCache
     _prefix: Prefix
     _states: "States | None" = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it takes to make the plain run again; made when it is asked for."""
+        return self.run.manifest
 
     @property
     def length(self) -> int:
@@ -118,7 +123,7 @@ def record(model: MIModel, tokens: Tensor, points: Iterable[str] = ()) -> Record
         tokens.to(model.device),
         (*residuals, run.residual.x),
         {hook: run[hook] for hook in run},
-        run.manifest,
+        run,
         run.prefix if keep else Prefix(),
         States(model, residuals) if recurrent else None,
     )

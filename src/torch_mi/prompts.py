@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from torch_mi.backends.protocol import MIBackend
 from torch_mi.cache import Prefix
 from torch_mi.errors import ModelError, TokenizerError
 from torch_mi.hooks.coordinates import Text
@@ -101,7 +102,7 @@ class Batch:
             return self
         return replace(self, tokens=torch.cat([prefix.tokens, self.tokens], 1), real=self.padding)
 
-    def follow(self, prefix: Prefix, carries: Mapping[int, Carry], *, recurrent: bool) -> Prefix:
+    def follow(self, prefix: Prefix, carries: Mapping[int, Carry], of: MIBackend) -> Prefix:
         """The prefix that a run of this batch leaves behind."""
         rows = self.tokens.shape[0]
         here = self.positions.expand(rows, -1)
@@ -111,7 +112,7 @@ class Batch:
             self.with_prefix(prefix).tokens,
             torch.cat([before, here], 1),
             self.padding,
-            recurrent,
+            of.recurrent,
         )
 
 

@@ -129,6 +129,14 @@ def pieces_of(model: "MIModel", ids: list[int], *, output: bool = False) -> tupl
     return tuple(model.tokenizer.to_str_tokens(ids))
 
 
+def spoken(model: "MIModel", token: int) -> str | int:
+    """A token's text, where that names it and no other; its number elsewhere."""
+    if not model.has_tokenizer or not predicts_tokens(model):
+        return token
+    text = model.decode([token])
+    return text if model.tokenizer.encode_raw(text) == [token] else token
+
+
 def special_in(model: "MIModel", ids: list[int]) -> tuple[bool, ...]:
     """Which token ids stand for structure, not for text."""
     if not model.has_tokenizer:

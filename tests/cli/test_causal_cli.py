@@ -112,6 +112,24 @@ def test_trace(run: Run, tmp_path: Path):
     assert "Causal tracing" in page.read_text()
 
 
+def test_lens_reads_several_prompts(run: Run, tmp_path: Path):
+    file, page = tmp_path / "l.json", tmp_path / "l.html"
+    code, out, _ = run("lens", TEXT, "The dog says", "--json", file, "--html", page)
+    assert code == 0
+    assert TEXT in out
+    assert "·woof" in out
+    assert len(json.loads(file.read_text())["results"]) == 2
+    assert page.read_text().count('class="plot"') == 2
+
+
+def test_answers_are_words(run: Run):
+    code, out, _ = run("patch", TEXT, "The capital of Italy is", "--at", "every_block")
+    assert code == 0
+    assert "probability of ·Paris" in out
+    assert "mlp_out: layer × pos" in out
+    assert max(map(len, out.splitlines())) <= 81
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

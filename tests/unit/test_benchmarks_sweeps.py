@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import sweeps
+from benchmarks import attribution, sweeps
 from benchmarks.pairing import BenchmarkError
 
 pytest.importorskip("transformers")
@@ -19,8 +19,11 @@ def test_every_side_agrees_and_the_results_are_written(tmp_path: Path) -> None:
     assert sweeps.main(["--quick", "--turns", "1", "--threads", "1", "--json", str(path)]) == 0
     torch.set_num_threads(threads)
     rows = json.loads(path.read_text())["rows"]
-    assert {row["case"] for row in rows} == {f"patching, {case}" for case in sweeps.CASES}
-    assert {row["peer"] for row in rows} >= {sweeps.BY_HAND, sweeps.NAIVE}
+    assert {row["case"] for row in rows} == {
+        "attribution patching",
+        *(f"patching, {case}" for case in sweeps.GRIDS),
+    }
+    assert {row["peer"] for row in rows} >= {sweeps.BY_HAND, sweeps.NAIVE, attribution.PLAIN}
     assert all(row["value"] > 0 and row["peer_value"] > 0 for row in rows)
 
 

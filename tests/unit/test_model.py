@@ -13,6 +13,7 @@ from torch_mi.cache import Prefix, Residual
 from torch_mi.errors import MIError, ModelError, TokenizerError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
+from torch_mi.manifest import fingerprint
 from torch_mi.model import MIModel
 from torch_mi.testing import random_tokens, tiny
 
@@ -278,3 +279,12 @@ def test_the_fingerprint_is_of_the_weights_as_they_are() -> None:
     with torch.no_grad():
         dict(model.backend.named_parameters())["norm.weight"].mul_(1.5)
     assert model.fingerprint != before
+
+
+@pytest.mark.parametrize("shape", [(30, 500), (7, 3, 900), (90, 91)])
+def test_the_fingerprint_is_of_the_values_however_they_lie(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    back = tuple(reversed(range(x.ndim)))
+    turned = x.permute(back).contiguous().permute(back)
+    assert fingerprint([("x", turned)]) == fingerprint([("x", x)])
+    assert fingerprint([("x", turned + 1)]) != fingerprint([("x", x)])

@@ -4,6 +4,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -22,10 +23,11 @@ from torch_mi.errors import MIError, ModelError
 from torch_mi.model import MIModel
 from torch_mi.results import Result
 from torch_mi.show import page
-from torch_mi.show.heat import DARK_SCALES, SCALES
-from torch_mi.show.labels import label, one_line, ordinal, tick_labels
+from torch_mi.show.heat import DARK_SCALES, SCALES, Heat
+from torch_mi.show.labels import label, metric_words, one_line, ordinal, tick_labels
 from torch_mi.show.pages import lens_page, lens_summary
-from torch_mi.sweeps.metrics import prob
+from torch_mi.show.sweeps import decimals, rounded
+from torch_mi.sweeps.metrics import logit_diff, prob
 from torch_mi.testing import tiny
 
 LONG = "a rather long prompt, so that not every position can fit into eighty columns <s>&$x$"
@@ -186,6 +188,69 @@ def test_a_grid_is_coloured_around_its_baseline(model: MIModel):
     assert (heat["zmin"] + heat["zmax"]) / 2 == pytest.approx(grid.baseline)
     assert len(heat["z"]) == 3
     assert heat["colorscale"][0][1] == SCALES["diverging"][0]
+
+
+def test_every_block_is_three_panels_on_one_scale(model: MIModel):
+    grid = patch(model, "a cat, a cat", "a dog, a cat", at="every_block", metric=prob("t"))
+    figure = drawn(grid.plot())
+    layout, heats = figure["layout"], figure["data"]
+    assert [note["text"] for note in layout["annotations"]] == ["resid_pre", "attn_out", "mlp_out"]
+    assert len({(heat["zmin"], heat["zmax"]) for heat in heats}) == 1
+    assert heats[0]["zmin"] + heats[0]["zmax"] == pytest.approx(2 * grid.baseline)
+    assert [heat.get("showscale") for heat in heats] == [True, False, False]
+    domains = [layout[f"yaxis{i}"]["domain"] for i in ("", 2, 3)]
+    assert domains[0][0] > domains[1][1] > domains[1][0] > domains[2][1]
+    words = layout["xaxis"]["ticktext"]
+    assert "#8b949e" in words[0], "the token that begins the text is dimmed"
+    assert words.count("·") == 3, "equal tokens stay apart"
+    assert layout["xaxis"]["tickvals"] == list(range(len(words)))
+    assert "attn_out: layer × pos" in show.text(grid)
+
+
+def test_sixty_tokens_and_thirty_two_layers_fit_a_page():
+    heat = Heat(
+        values=[[0.0] * 60] * 32,
+        rows=[str(i) for i in range(32)],
+        columns=["·restaurant"] * 60,
+        words=[["0.00"] * 60] * 32,
+    )
+    figure = drawn(heat.figure())
+    layout = figure["layout"]
+    assert "texttemplate" not in figure["data"][0]
+    assert "width" not in layout, "it takes the width of the page"
+    assert layout["height"] < 800
+    assert layout["xaxis"]["tickangle"] == -90
+    assert len(layout["xaxis"]["ticktext"]) == 60
+    few = drawn(replace(heat, values=[[0.0] * 16] * 32, columns=["a"] * 16).figure())
+    assert few["data"][0]["texttemplate"] == "%{text}"
+    assert few["layout"]["xaxis"]["tickangle"] == 0
+
+
+@pytest.mark.parametrize(("tokens", "angle"), [(6, -45), (60, -90)])
+def test_the_menu_of_heads_is_between_the_title_and_the_words(tokens: int, angle: int):
+    figure = drawn(show.attention(torch.ones(2, tokens, tokens), ["·restaurant"] * tokens))
+    layout = figure["layout"]
+    menu = layout["updatemenus"][0]
+    assert layout["xaxis"]["tickangle"] == angle
+    assert menu["xanchor"] == "left"
+    assert menu["pad"]["b"] > 7 * len("·restaurant") * (1 if tokens > 36 else 0.7)
+    assert layout["margin"]["t"] >= menu["pad"]["b"] + 70, "room for the menu, and the title above"
+
+
+def test_metrics_are_said_in_words(model: MIModel):
+    grid = patch(model, "a cat", "a dog", at="resid_pre", metric=logit_diff("t", "g"))
+    assert drawn(grid.plot())["data"][0]["colorbar"]["title"]["text"].startswith(
+        "logit of t over g"
+    )
+    assert "logit of t over g" in show.text(grid)
+    assert metric_words("LogitDiff(token=(' a', ' b'), other=' <c>')") == (
+        "logit of each prompt's word over ·<c>"
+    )
+
+
+def test_scores_have_the_decimals_that_tell_them_apart():
+    assert [decimals(x) for x in (50.0, 2.0, 0.3, 0.004)] == [2, 2, 2, 4]
+    assert rounded(-0.001) == "0.00"
 
 
 def test_notebooks_get_html_without_scripts(results: list[Result]):

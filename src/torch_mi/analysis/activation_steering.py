@@ -116,7 +116,8 @@ def directions(
         total = torch.zeros(len(chosen), model.hidden_size, dtype=torch.float64)
         for row in rows[-1]:
             at = position_in(len(row), position)
-            run = model.forward(torch.tensor([row]), HookSpec().capture(*points))
+            spec = HookSpec().capture(*points)
+            run = model.forward(torch.tensor([row]), spec, stop=model.num_layers)
             total += torch.stack([run[point][0, at] for point in points]).double().cpu()
             manifest = manifest or run.manifest
         means.append(total / len(rows[-1]))
@@ -231,11 +232,12 @@ def convergence(
     """
     ids = one_prompt(model, prompt)
     spec = HookSpec().capture(HookPoint.ResidPost)
-    plain = model.forward(torch.tensor([ids]), spec)
+    plain = model.forward(torch.tensor([ids]), spec, stop=model.num_layers)
     for row, layer in enumerate(along.layers):
         at = At(batch=row, pos=-1)
         spec.intervene(HookPoint.ResidPost(layer), Add(strength * along.at(layer), at=at))
-    steered = model.forward(torch.tensor([ids] * len(along.layers)), spec)
+    rows = torch.tensor([ids] * len(along.layers))
+    steered = model.forward(rows, spec, stop=model.num_layers)
     cosines = [
         torch.cosine_similarity(steered[p][:, -1].float(), plain[p][:, -1].float())
         for p in HookPoint.ResidPost.on(model.num_layers)

@@ -221,7 +221,7 @@ def accumulated_resid(
     upto = _upto(model, layer)
     points = [HookPoint.ResidPre] + ([HookPoint.ResidMid] if mid else [])
     spec = HookSpec().capture(*points).capture(HookPoint.ResidPost(model.num_layers - 1))
-    cache = run_for(model, prompt, frozenset(), spec)
+    cache = run_for(model, prompt, frozenset(), spec, model.num_layers)
     places = _places(cache, position)
     found: list[tuple[Term, str]] = []
     for i in range(upto + 1):
@@ -261,7 +261,8 @@ def decompose_resid(
         )
     upto, parts = _upto(model, layer), check_split(model, split)
     last = HookPoint.ResidPost(model.num_layers - 1)
-    cache = run_for(model, prompt, parts, HookSpec().capture(HookPoint.ResidPre, last))
+    streams = HookSpec().capture(HookPoint.ResidPre, last)
+    cache = run_for(model, prompt, parts, streams, model.num_layers)
     places = _places(cache, position)
     terms: list[Term] = []
     vectors: list[Tensor] = []

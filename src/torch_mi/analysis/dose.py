@@ -206,7 +206,7 @@ def dose_response(
         raise InterventionError("a dose-response curve needs a dose")
     point = HookPoint.AttnPattern(layers[0])
     tokens = torch.tensor([ids])
-    pattern = model.forward(tokens, HookSpec().capture(point))[point]
+    pattern = model.forward(tokens, HookSpec().capture(point), stop=layers[0] + 1)[point]
     baseline = float(edge_attention(pattern, edges).mean())
     factors = [_factor(pattern, edges, dose * baseline) for dose in doses] if exact else doses
     specs = [SteeringSpec(edges.layers, edges.heads, edges.edges, "scale", c) for c in factors]

@@ -153,7 +153,8 @@ def find_heads(
 
 def _looking(model: MIModel, tokens: Tensor, query: Tensor, back: int) -> tuple[Tensor, Manifest]:
     """The mean attention [layer head] that queries pay to what is so far back."""
-    cache = model.forward(tokens, HookSpec().capture(HookPoint.AttnPattern))
+    patterns = HookSpec().capture(HookPoint.AttnPattern)
+    cache = model.forward(tokens, patterns, stop=model.num_layers)
     looked = [
         cache[HookPoint.AttnPattern(layer)][:, :, query, query - back].mean((0, 2))
         for layer in range(model.num_layers)

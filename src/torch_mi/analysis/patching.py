@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from torch_mi.analysis.gradients import Reading
 from torch_mi.errors import InterventionError, did_you_mean
 from torch_mi.hooks.coordinates import NAME, At, Place
 from torch_mi.hooks.interventions import Replace
@@ -25,7 +26,7 @@ from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Batch, Prompt
 from torch_mi.results import pieces_of, text_of
 from torch_mi.sweeps.grid import Coordinate, Grid
-from torch_mi.sweeps.metrics import Judge, Metric
+from torch_mi.sweeps.metrics import Judge, Metric, as_metric
 from torch_mi.sweeps.run import sweep
 
 POINTS = {
@@ -120,11 +121,15 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
     cuts = [cut_of(model, name, by, layers, pairs) for name in names]
     if any(cut.axes != cuts[0].axes for cut in cuts):
         raise InterventionError(f"{at} has no axes {by} in common")
+    sources, references = pairs.source.rows(), dict[int, Tensor]()
 
     def specs(i: int) -> list[HookSpec]:
-        source = torch.tensor([pairs.source.rows()[i]])
+        batch = batch_of(model, [sources[i]])
         points = [point(layer) for cut in cuts for point, layer in cut.hooks]
-        run = model.forward(source, HookSpec().capture(*points), stop=model.num_layers)
+        run = model.forward(batch.tokens, HookSpec().capture(*points), stop=model.num_layers)
+        reading = Reading(model, batch, as_metric(metric), position, (i,), len(sources))
+        logits = reading.logits(run, ended=False)
+        references[i] = reading.scores(logits, reading.metrics(logits))
         return [spec for cut in cuts for spec in cut.specs(run)]
 
     found = sweep(
@@ -136,8 +141,6 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
         checkpoint=checkpoint,
         progress=progress,
     )
-    whole = [HookSpec()]
-    plain = sweep(model, pairs.source.rows(), whole, metric, position=position, progress=False)
     axes: dict[str, tuple[Coordinate, ...]] = {} if len(names) == 1 else {"at": names}
     grid = found.grid(
         _title(at, direction),
@@ -145,7 +148,8 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
         labels_along(model, pairs, cuts[0].axes),
         pairs.said(model) | {"at": at, "direction": direction},
     )
-    return replace(grid, reference=plain.baseline, noising=pairs.noising)
+    reference = torch.cat([references[i] for i in range(len(sources))]).mean()
+    return replace(grid, reference=float(reference), noising=pairs.noising)
 
 
 @dataclass(frozen=True, eq=False)

@@ -316,7 +316,8 @@ def steer(
     points = [HookPoint.AttnPattern(layer) for layer in layers_of(spec, model)]
     tokens, watch = torch.tensor([ids]), HookSpec().capture(*points)
     means: list[float] = []
-    for run in (model.forward(tokens, watch), model.forward(tokens, watch | hooks)):
+    for watched in (watch, watch | hooks):
+        run = model.forward(tokens, watched, stop=model.num_layers)
         each = [edge_attention(run[point], spec).mean() for point in points]
         means.append(float(torch.stack(each).mean()))
     return SteeringResult(contrast(model, ids, hooks, position), spec, *means)

@@ -258,7 +258,13 @@ def check_split(model: MIModel, split: str | Collection[str]) -> frozenset[str]:
     return wanted
 
 
-def run_for(model: MIModel, prompt: Prompt, split: frozenset[str], more: HookSpec) -> HookCache:
+def run_for(
+    model: MIModel,
+    prompt: Prompt,
+    split: frozenset[str],
+    more: HookSpec,
+    stop: int | None = None,
+) -> HookCache:
     """A run of one prompt that has captured what its terms are read from."""
     batch = batch_of(model, prompt)
     if len(batch.tokens) != 1:
@@ -268,4 +274,4 @@ def run_for(model: MIModel, prompt: Prompt, split: frozenset[str], more: HookSpe
     spec = HookSpec().capture(P.ResidPre(0), *(p for p in points if p in offered))
     if "heads" in split:
         spec.capture(*(p for i in range(model.num_layers) for p in readout_points(model, i)))
-    return model.forward(batch.tokens, spec | more)
+    return model.forward(batch.tokens, spec | more, stop=stop)

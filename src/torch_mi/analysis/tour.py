@@ -219,7 +219,8 @@ def at_work(model: MIModel, scores: HeadScores) -> HeadPattern:
     layer, head, score = scores.best(1)[0]
     point = HookPoint.AttnPattern(layer)
     ids = words_twice(model)
-    pattern = model.forward(torch.tensor([ids]), HookSpec().capture(point))[point][0, head]
+    run = model.forward(torch.tensor([ids]), HookSpec().capture(point), stop=layer + 1)
+    pattern = run[point][0, head]
     back = {"induction": SHOWN - 1, "previous_token": 1}[scores.kind]
     queries = torch.arange(len(ids) - SHOWN, len(ids) - 1, device=pattern.device)
     return HeadPattern(

@@ -54,6 +54,7 @@ class RecurrentBlock(nn.Module):
         self.channels = Channels(cfg)
 
     def forward(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
+        past = tuple(each.expand(len(x), *each.shape[1:]) for each in past)
         mid, first, carry = self._time(x, steps, tap, past)
         h = tap(HookPoint.MlpIn, normalised(self.norm2, mid, tap))
         out, kept = self.channels(h, steps, tap, past[len(carry) :])

@@ -57,13 +57,16 @@ def edges(  # noqa: PLR0913 - the options are the interface
     from torch_mi.analysis.circuits import faithfulness, greedy_circuit  # noqa: PLC0415
     from torch_mi.analysis.edge_patching import find_edges  # noqa: PLC0415
     from torch_mi.hooks.point import HookPoint  # noqa: PLC0415
+    from torch_mi.results import spoken  # noqa: PLC0415
     from torch_mi.show.circuits import edges_page  # noqa: PLC0415
     from torch_mi.sweeps.metrics import logit_diff  # noqa: PLC0415
 
     session.weigh(loaded, clean, HookPoint.AttnResult, HookPoint.AttnQIn)
     # without words of the user's, what each of the prompts is answered with
     said = [loaded.forward(p).output[0, -1].argmax() for p in (clean, corrupted)]
-    metric = logit_diff(target or int(said[0]), other or int(said[1]))
+    metric = logit_diff(
+        target or spoken(loaded, int(said[0])), other or spoken(loaded, int(said[1]))
+    )
     with session.busy("scoring edges"):
         found = find_edges(loaded, clean, corrupted, metric=metric, method=method.value)
     circuit = greedy_circuit(found, min(size, len(found)))

@@ -57,6 +57,8 @@ def logit_lens(  # noqa: PLR0913 - the options are the interface
     r"""What each layer would say next, were it the last.
 
     [bold]torch-mi logit-lens "The capital of France is" --target " Paris"[/]
+
+    Several prompts are read one after the other; [bold]lens[/] is a shorter name for the same.
     """
     session = Session(json, html, quiet=quiet, debug=debug)
     loaded = session.load(model, device, dtype, seed, adapter)

@@ -101,6 +101,7 @@ VERBS = (
 )
 for verb in VERBS:
     app.command(verb.__name__.replace("_", "-"), no_args_is_help=False)(verb)
+app.command("lens", hidden=True)(logit_lens)
 
 
 def main() -> None:
@@ -130,7 +131,7 @@ def main() -> None:
 
 def _usage(wrong: Complaint) -> str:
     """What is wrong with the arguments, and where to read about them."""
-    message = wrong.format_message().rstrip(".").replace("\n", " ")
+    message = wrong.format_message().rstrip(".").replace("\n", " ").replace("Value error, ", "")
     where = "torch-mi" if wrong.ctx is None else wrong.ctx.command_path
     return f"{message} (see {where} --help)"
 

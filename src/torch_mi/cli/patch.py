@@ -81,12 +81,13 @@ def patch(  # noqa: PLR0913 - the options are the interface
     from torch_mi.analysis import patching  # noqa: PLC0415
     from torch_mi.analysis.attribution_patching import attribution_patch  # noqa: PLC0415
     from torch_mi.hooks.point import HookPoint  # noqa: PLC0415
+    from torch_mi.results import spoken  # noqa: PLC0415
     from torch_mi.show.pages import patch_page  # noqa: PLC0415
     from torch_mi.sweeps.metrics import log_prob, logit_diff, prob  # noqa: PLC0415
 
     session.weigh(loaded, clean, HookPoint.ResidPre)
     answer = loaded.forward(clean).output[0, -1].argmax() if target is None else target
-    word = answer if isinstance(answer, str) else int(answer)
+    word = answer if isinstance(answer, str) else spoken(loaded, int(answer))
     # what is nearly impossible has a probability without a slope, but not without a logarithm
     one = prob if method is Method.runs else log_prob
     metric = one(word) if other is None else logit_diff(word, other)

@@ -99,6 +99,8 @@ class RecurrentConfig:
     embedding_norm: bool
     """Whether embeddings are normed before the first layer."""
     tie_word_embeddings: bool = False
+    tuned_state: bool = False
+    """Whether texts begin with a state that was trained, not with an empty one."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "vocab_size", "intermediate_size"):

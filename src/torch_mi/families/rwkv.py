@@ -60,6 +60,7 @@ def whole(
         embedding_norm=True,
         # released checkpoints say that they are tied and store two different matrices
         tie_word_embeddings=tied and seen.shape("head.weight") is None,
+        tuned_state=seen.shape(".time_state") is not None,
     )
 
 

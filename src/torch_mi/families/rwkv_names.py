@@ -10,6 +10,7 @@ from torch_mi.families.sources import (
     NamedTransposed,
     RowOf,
     Source,
+    ValueMajor,
 )
 
 Table = dict[str, Source]
@@ -86,6 +87,7 @@ def second(place: tuple[str, str, str], top: Table, said: dict[str, str], bonus:
         **first(place, top, said),
         **mixes(MIX, f"{at}.time_mix_", said),
         **head_norm(at, "ln_x"),
+        f"{MIX}.start": ValueMajor(f"{at}.time_state"),
         f"{MIX}.g": f"{at}.gate",
         f"{MIX}.bonus": bonus,
     }
@@ -101,6 +103,7 @@ def third(place: tuple[str, str, str], top: Table) -> Table:
         **mixes(MIX, f"{at}.time_maa_", {letter: letter for letter in "xwkvrg"}),
         **mixes(CHANNELS, f"{block}.{ffn}.time_maa_", {"r": "r", "k": "k"}),
         **head_norm(at, "ln_x"),
+        f"{MIX}.start": ValueMajor(f"{at}.time_state"),
         f"{MIX}.g": f"{at}.gate",
         f"{MIX}.mix_down": Named(f"{at}.time_maa_w1"),
         f"{MIX}.mix_up": Named(f"{at}.time_maa_w2"),
@@ -132,6 +135,7 @@ def third_fla() -> Table:
         f"{MIX}.decay.up": f"{at}.w_proj.linear.lora.2",
         f"{MIX}.bonus": Flat(f"{at}.bonus"),
         **head_norm(at, "g_norm"),
+        f"{MIX}.start": ValueMajor(f"{at}.time_state"),
         f"{CHANNELS}.mix_k": Flat(f"{ffn}.key.mu"),
         f"{CHANNELS}.mix_r": Flat(f"{ffn}.receptance.mu"),
         f"{CHANNELS}.key": f"{ffn}.key.linear",
@@ -163,6 +167,7 @@ def fourth_fla(*, stacked: bool) -> Table:
         f"{MIX}.kept": Flat(f"{at}.k_a"),
         f"{MIX}.bonus": Flat(f"{at}.r_k"),
         **head_norm(at, "g_norm"),
+        f"{MIX}.start": ValueMajor(f"{at}.time_state"),
         f"{CHANNELS}.mix_k": Flat(f"{ffn}.x_k"),
         f"{CHANNELS}.key": f"{ffn}.key",
         f"{CHANNELS}.value": f"{ffn}.value",
@@ -187,6 +192,7 @@ def fourth_authors() -> Table:
         f"{MIX}.kept": Flat(f"{at}.k_a"),
         f"{MIX}.bonus": Flat(f"{at}.r_k"),
         **head_norm(at, "ln_x"),
+        f"{MIX}.start": ValueMajor(f"{at}.time_state"),
         f"{CHANNELS}.mix_k": Flat(f"{ffn}.x_k"),
         f"{CHANNELS}.key": f"{ffn}.key",
         f"{CHANNELS}.value": f"{ffn}.value",

@@ -89,6 +89,17 @@ class NamedTransposed(Named):
 
 
 @dataclass(frozen=True)
+class ValueMajor(Named):
+    """A named state [head d_value d_key]; ours are [head d_key d_value]."""
+
+    def stored(self, shape: Shape, cfg: Any) -> Shape:  # noqa: ARG002
+        return (shape[0], shape[2], shape[1])
+
+    def take(self, tensors: Sequence[Tensor], cfg: Any) -> Tensor:  # noqa: ARG002
+        return tensors[0].mT
+
+
+@dataclass(frozen=True)
 class RowOf(Named):
     """One row of a named matrix that has a row for each of several of ours."""
 

@@ -17,7 +17,7 @@ from torch_mi.types import Mixed
 
 LEAST = -80.0
 """The logarithm of the smallest decay: what is left after one token is nothing in float32."""
-State = Float[Tensor, "batch head d_key d_value"]
+State = Float[Tensor, "*batch head d_key d_value"]
 
 
 def faded(log: Tensor, tap: Tap, like: Tensor) -> Tensor:
@@ -48,6 +48,8 @@ def read(
     effective attention, and added by the caller.
     """
     r = gated(r, steps, tap)
+    if state is not None and state.ndim < r.k.ndim:  # one that was trained, for every row
+        state = state.to(r.dtype).expand(r.k.shape[0], *state.shape)
     y, state = through(r, steps, tap, state)
     if not tap.watches(HookPoint.RwkvEffectiveAttn):
         return y, state

@@ -26,7 +26,7 @@ class Recurrence:
     q: Rows
     k: Rows
     v: Mixed
-    decay: Float[Tensor, "#batch #pos head #d_key"]
+    decay: Float[Tensor, "#batch #pos #head #d_key"]
     """Logarithms, at most 0."""
     inclusive: bool
     """Whether a position reads what it writes. RWKV-5 and 6 do not."""

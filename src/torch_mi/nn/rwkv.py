@@ -17,6 +17,11 @@ def coefficients(width: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(width))
 
 
+def beginning(cfg: RecurrentConfig, *sizes: int) -> nn.Parameter | None:
+    """The state [head d_key d_value] that texts begin with, if it was trained."""
+    return nn.Parameter(torch.zeros(sizes)) if cfg.tuned_state else None
+
+
 def matrix(inner: int, outer: int) -> nn.Linear:
     """A linear map without a bias."""
     return nn.Linear(inner, outer, bias=False)

@@ -11,7 +11,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.reading import HeadNorm, faded, read
 from torch_mi.nn.recurrence import Recurrence
-from torch_mi.nn.rwkv import LowRank, coefficients, matrix, mixed
+from torch_mi.nn.rwkv import LowRank, beginning, coefficients, matrix, mixed
 from torch_mi.nn.shift import Steps
 from torch_mi.types import Carry, Mixed, Resid, split
 
@@ -34,6 +34,7 @@ class MatrixState(nn.Module):
         self.g = matrix(width, inner) if gated else None
         self.o = matrix(inner, width)
         self.norm = HeadNorm(mixer.heads, mixer.value_size, mixer.norm_eps)
+        self.start = beginning(cfg, mixer.heads, mixer.key_size, mixer.value_size)
 
     def mixed_out(
         self,
@@ -72,7 +73,7 @@ class Rwkv5Mix(MatrixState):
     def forward(
         self, h: Resid, first: Mixed | None, steps: Steps, tap: Tap, past: Carry
     ) -> tuple[Resid, Carry, Mixed | None]:
-        last, state = past or (None, None)
+        last, state = past or (None, self.start)
         before = tap(HookPoint.RwkvShift, steps.shifted(h, last))
         r, k, v = (
             mixed(h, before, by, previous_first=False)
@@ -100,7 +101,7 @@ class Rwkv6Mix(MatrixState):
     def forward(
         self, h: Resid, first: Mixed | None, steps: Steps, tap: Tap, past: Carry
     ) -> tuple[Resid, Carry, Mixed | None]:
-        last, state = past or (None, None)
+        last, state = past or (None, self.start)
         before = tap(HookPoint.RwkvShift, steps.shifted(h, last))
         w, k, v, r, g = self._mixes(h, before)
         low = self.decay.up(self.decay.down(w).tanh())

@@ -13,7 +13,7 @@ from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap
 from torch_mi.nn.reading import HeadNorm, faded, read
 from torch_mi.nn.recurrence import Recurrence
-from torch_mi.nn.rwkv import LowRank, coefficients, matrix, mixed
+from torch_mi.nn.rwkv import LowRank, beginning, coefficients, matrix, mixed
 from torch_mi.nn.shift import Steps
 from torch_mi.types import Carry, Mixed, Resid, split
 
@@ -41,12 +41,13 @@ class Rwkv7Mix(nn.Module):
         self.erased, self.kept = nn.Parameter(torch.ones(inner)), nn.Parameter(torch.ones(inner))
         self.bonus = nn.Parameter(torch.zeros(mixer.heads, mixer.key_size))
         self.norm = HeadNorm(mixer.heads, mixer.value_size, mixer.norm_eps)
+        self.start = beginning(cfg, mixer.heads, mixer.key_size, mixer.value_size)
 
     def forward(
         self, h: Resid, first: Mixed | None, steps: Steps, tap: Tap, past: Carry
     ) -> tuple[Resid, Carry, Mixed | None]:
         """What is written to the stream, what is carried on, and the first layer's values."""
-        last, state = past or (None, None)
+        last, state = past or (None, self.start)
         before = tap(HookPoint.RwkvShift, steps.shifted(h, last))
         r, k, g = self._r(h, before, tap), self.k(self._mixed(h, before, self.mix_k)), None
         rate = self._rate(h, before, tap)

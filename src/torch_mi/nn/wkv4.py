@@ -101,14 +101,14 @@ def wkv4(
     A value counts e^{k + decay (distance - 1)}, at its own position e^{k + bonus}. `gate`
     multiplies what a position leaves to later ones: 1 for all of it, 0 for nothing.
     """
-    dtype = torch.promote_types(v.dtype, torch.float32)
+    asked, dtype = v.dtype, torch.promote_types(v.dtype, torch.float32)
     k, v, bonus = k.to(dtype), v.to(dtype), bonus.to(dtype)
     past = Past.nothing(v[:, 0]) if state is None else Past(*state.to(dtype).unbind(-1))
     fading = decay.to(dtype).expand(k.shape[0], k.shape[1], -1)
     before, last = pasts(Writes(left(k, v, gate), fading), past)
     read = before.joined(Past(v, torch.ones_like(v), k + bonus))
     sums = torch.stack([last.above, last.below, last.top], -1)
-    return (read.above / read.below).to(v.dtype), sums
+    return (read.above / read.below).to(asked), sums
 
 
 def left(k: Channels, v: Channels, gate: Channels | None) -> Past:

@@ -64,7 +64,8 @@ def _changed(result: Changed) -> "Figure":
     fig.update_layout(look(f"What the model says with {markup_title(edit_of(result))}", 8, 1))
     fig.update_layout(
         xaxis={"tickformat": ".0%", "title": {"text": "probability"}} | SOFT,
-        yaxis={"tickvals": list(range(len(names))), "ticktext": names} | SOFT,
+        yaxis={"tickvals": list(range(len(names))), "ticktext": names, "ticklabelstandoff": 5}
+        | SOFT,
         barmode="group",
         showlegend=True,
         legend={"traceorder": "reversed"},
@@ -151,7 +152,12 @@ def _dose(result: DoseResponseCurve) -> "Figure":
     fig.update_layout(look(f"Attention {markup_title(result.condition)}", 8, 1))
     fig.update_layout(
         xaxis={"title": {"text": f"attention along the edges ({base:.3f} unedited)"}} | SOFT,
-        yaxis={"title": {"text": "KL divergence"}, "rangemode": "tozero"} | SOFT,
+        yaxis={
+            "title": {"text": "KL divergence (nats)"},
+            "rangemode": "tozero",
+            "exponentformat": "power",
+        }
+        | SOFT,
     )
     return fig
 
@@ -181,7 +187,7 @@ def _directions(result: Directions) -> "Figure":
     )
     fig.update_layout(look("How far apart two sets of prompts are", 8, 1))
     fig.update_layout(
-        xaxis={"title": {"text": "layer"}, "tickvals": list(result.layers)} | SOFT,
+        xaxis={"title": {"text": "layer"}, "tickformat": "d"} | SOFT,
         yaxis={"title": {"text": "length of the direction"}, "rangemode": "tozero"} | SOFT,
     )
     return fig
@@ -214,7 +220,7 @@ def _convergence(result: Convergence) -> "Figure":
             for a, row in zip(result.layers, rows, strict=True)
         ],
         low=min(low, 0.9),
-        unit="cosine",
+        unit="cosine similarity",
         row_title="steered after layer",
         column_title="layer",
         title="How like the plain stream the steered one is",

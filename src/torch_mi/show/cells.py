@@ -4,7 +4,7 @@
 from typing import TYPE_CHECKING
 
 from torch_mi.results import floats
-from torch_mi.show.labels import label
+from torch_mi.show.labels import label, metric_words
 from torch_mi.show.plots import plot
 from torch_mi.show.tables import WIDTH, plain, table, titled
 from torch_mi.sweeps.result import SweepResult
@@ -41,6 +41,6 @@ def _table(result: SweepResult, width: int = WIDTH) -> "RenderableType":  # noqa
     prompts = len(result.per_prompt)
     head = (
         f"{len(result.names):,} cells on {prompts:,} prompt{'s' * (prompts > 1)} · "
-        f"{result.metric} · without edits {result.baseline:.4g}"
+        f"{metric_words(result.metric)} · without edits {result.baseline:.4g}"
     )
     return titled(head, found, "furthest from the run without edits first")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """How gradients, estimates of patching, edges and circuits look."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from torch_mi.analysis.gradients import Gradients
 from torch_mi.analysis.parts import INPUT, LOGITS
 from torch_mi.errors import MIError
 from torch_mi.results import floats
-from torch_mi.show.heat import ACCENT, Heat, figures, look
-from torch_mi.show.labels import label, markup, one_line
+from torch_mi.show.heat import ACCENT, PAGE, Heat, figures, look
+from torch_mi.show.labels import label, markup, metric_markup, metric_words, one_line, spelt_labels
 from torch_mi.show.page import Section
 from torch_mi.show.pages import Page
 from torch_mi.show.plots import plot
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SOFT = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
 FEW = 8
+ROUND = 38
+"""Pixels across a part of a circuit."""
 Spot = tuple[float, float]
 
 
@@ -38,8 +41,8 @@ def _gradients(result: Gradients) -> "Figure":
     return Heat(
         values=rows,
         rows=[_short(name) for name in sizes],
-        columns=words,
-        words=[[f"{value:.2g}" for value in row] for row in rows],
+        columns=spelt_labels(result.tokens[0]),
+        words=[[_short_size(value) for value in row] for row in rows],
         hover=[
             [f"{name}, {word}: {value:.4g}" for word, value in zip(words, row, strict=True)]
             for name, row in zip(sizes, rows, strict=True)
@@ -48,7 +51,7 @@ def _gradients(result: Gradients) -> "Figure":
         unit="size of the gradient",
         row_title="",
         column_title="at this token",
-        title=f"What {markup_title(result.metric)} depends on",
+        title=f"What the {metric_markup(result.metric)} depends on",
         percent=False,
     ).figure()
 
@@ -70,7 +73,7 @@ def _gradients_table(result: Gradients, width: int = WIDTH) -> "RenderableType":
     scores = ", ".join(f"{score:.4g}" for score in floats(result.scores[:FEW]))
     scores += ", …" if len(result.scores) > FEW else ""
     note = "sizes are those of the first prompt" if len(result.scores) > 1 else ""
-    return titled(f"gradients of {result.metric}, which is {scores}", out, note)
+    return titled(f"gradients of the {metric_words(result.metric)}, which is {scores}", out, note)
 
 
 @plot.register(Comparison)
@@ -96,11 +99,15 @@ def _comparison(result: Comparison) -> "Figure":
             ),
         ]
     )
-    title = f"{markup_title(result.truth.title)}: estimate and truth"
+    metric = metric_markup(result.truth.metric)
+    title = (
+        f"{markup_title(result.truth.title)}: estimate and truth"
+        f"<br><sup>{metric}; the line is where they agree</sup>"
+    )
     fig.update_layout(look(title, 8, 1))
     fig.update_layout(
         xaxis={"title": {"text": "change of the score by patching"}} | SOFT,
-        yaxis={"title": {"text": "estimated"}} | SOFT,
+        yaxis={"title": {"text": "the same, estimated"}} | SOFT,
     )
     return fig
 
@@ -145,7 +152,7 @@ def _edges(result: Edges) -> "Figure":
         values=cells,
         rows=up,
         columns=across,
-        words=[[f"{value:.2g}" if value else "" for value in row] for row in cells],
+        words=[[_short_size(value) for value in row] for row in cells],
         hover=[
             [f"{up[i]} listens to {across[j]}: {value:.4g}" for j, value in enumerate(row)]
             for i, row in enumerate(cells)
@@ -157,6 +164,13 @@ def _edges(result: Edges) -> "Figure":
         title=f"Which part listens to which · {markup_title(result.model_id)}",
         percent=False,
     ).figure()
+
+
+def _short_size(value: float) -> str:
+    """A size in four letters; nothing where there is no edge."""
+    if not value:
+        return ""
+    return "~0" if value < 0.005 else f"{value:.2f}" if value < 10 else f"{value:.3g}"  # noqa: PLR2004
 
 
 def _groups(names: Iterable[str]) -> dict[str, list[int]]:
@@ -180,7 +194,7 @@ def _edges_table(result: Edges, width: int = WIDTH) -> "RenderableType":  # noqa
         bar = "█" * round(24 * abs(score) / top)
         out.add_row(writes, reads, f"{score:+.4g}", f"[{'cyan' if score > 0 else 'red'}]{bar}[/]")
     title = (
-        f"edges of {result.model_id} · {result.metric}\n"
+        f"edges of {result.model_id} · {metric_words(result.metric)}\n"
         f"clean {result.clean:.4g} · corrupted {result.corrupted:.4g} · {len(result)} edges"
     )
     return titled(title, out, "score: what the metric would lose without the edge, to first order")
@@ -192,7 +206,9 @@ def _circuit(result: Circuit) -> "Figure":
     pruned, go = result.pruned(), figures()
     if not len(pruned):
         raise MIError("nothing comes through this circuit, so there is nothing to draw")
-    places = _places(pruned.nodes, pruned.graph.layers)
+    # a head that shares keys and values with one of the circuit is none of it by that
+    heard = {pruned.graph.writers[w].name for w, _ in pruned.edges} | {LOGITS}
+    places = _places([name for name in pruned.nodes if name in heard], pruned.graph.layers)
     top = max((abs(score) for score in pruned.scores.values()), default=1.0) or 1.0
     fig = go.Figure()
     for w, r in sorted(pruned.edges):
@@ -208,14 +224,20 @@ def _circuit(result: Circuit) -> "Figure":
         x=[places[name][0] for name in names],
         y=[places[name][1] for name in names],
         mode="markers+text",
-        marker={"size": 12, "color": "#8b949e"},
+        marker={"size": ROUND, "color": "#57606a"},
         text=names,
-        textposition="middle right",
+        textfont={"color": "#ffffff", "size": 10},
+        cliponaxis=False,
         hovertemplate="%{text}<extra></extra>",
     )
     levels = len({y for _, y in places.values()})
+    widest = max(Counter(y for _, y in places.values()).values())
     fig.update_layout(look(f"A circuit of {len(pruned)} edges", 2 * levels, 1))
-    fig.update_layout(xaxis={"visible": False}, yaxis={"visible": False})
+    fig.update_layout(
+        xaxis={"visible": False},
+        yaxis={"visible": False},
+        width=None if widest * (ROUND + 4) <= PAGE else 140 + widest * (ROUND + 4),
+    )
     return fig
 
 
@@ -256,7 +278,8 @@ def _circuit_table(result: Circuit, width: int = WIDTH) -> "RenderableType":  # 
     for reads, writers in heard.items():
         out.add_row(reads, " ".join(writers))
     live = len(result.pruned())
-    note = "" if live == len(result) else f"{len(result) - live} of them carry nothing on"
+    dead = len(result) - live
+    note = f"{dead} of them {'carries' if dead == 1 else 'carry'} nothing on" if dead else ""
     return titled(f"a circuit of {len(result)} edges", out, note)
 
 
@@ -279,8 +302,8 @@ def _faithfulness(result: Faithfulness) -> "Figure":
         fig.add_hline(y=y, line={"dash": "dot", "color": "#8b949e", "width": 1})
     fig.update_layout(look(f"How faithful circuits are, of {result.edges} edges", 8, 1))
     fig.update_layout(
-        xaxis={"title": {"text": "edges"}, "type": "log"} | SOFT,
-        yaxis={"title": {"text": "0 corrupted, 1 clean"}} | SOFT,
+        xaxis={"title": {"text": "edges"}, "type": "log", "dtick": 1} | SOFT,
+        yaxis={"title": {"text": "faithfulness<br>(0 corrupted, 1 clean)"}} | SOFT,
     )
     return fig
 
@@ -297,7 +320,7 @@ def _faithfulness_table(result: Faithfulness, width: int = WIDTH) -> "Renderable
     for name, size, score, value in found:
         out.add_row(name, str(size), f"{size / result.edges:.1%}", f"{score:.4g}", f"{value:.3f}")
     title = (
-        f"how faithful circuits are · {result.metric}\n"
+        f"how faithful circuits are · {metric_words(result.metric)}\n"
         f"clean {result.clean:.4g} (1) · corrupted {result.corrupted:.4g} (0)"
     )
     return titled(title, out)

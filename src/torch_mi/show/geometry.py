@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """How principal components and probes look."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch_mi.analysis.geometry import Pca
@@ -9,6 +10,7 @@ from torch_mi.results import floats
 from torch_mi.show.heat import ACCENT, figures, look
 from torch_mi.show.labels import label, markup
 from torch_mi.show.plots import plot
+from torch_mi.show.sweeps import few_ticks
 from torch_mi.show.tables import WIDTH, plain, table, titled
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 SOFT = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
 GREY = "#8b949e"
-NAMED = 60
+NAMED = 40
 """More points than this are not named beside themselves, only where one hovers."""
 FLAT = 2
 """A plane has two axes."""
@@ -36,6 +38,7 @@ def _pca(result: Pca) -> "Figure":
             mode="markers+text" if len(names) <= NAMED else "markers",
             text=names,
             textposition="top center",
+            textfont={"size": 11},
             marker={"color": ACCENT, "size": 8},
             customdata=[markup(sample.text, 80) for sample in result.samples],
             hovertemplate="%{text}<br>%{customdata}<br>%{x:.3g}, %{y:.3g}<extra></extra>",
@@ -107,13 +110,22 @@ def _probes(result: Probes) -> "Figure":
         )
     fig.add_hline(y=result.chance, line={"dash": "dot", "color": GREY, "width": 1})
     fig.update_layout(look(f"What a {result.how.kind} probe reads off", 9, 1))
-    names = [hook.removeprefix("blocks.") for hook in result.hooks]
+    names, title = _places(result.hooks)
     fig.update_layout(
         showlegend=True,
-        xaxis=SOFT | {"tickvals": list(range(len(names))), "ticktext": names},
+        xaxis=SOFT | few_ticks(names) | {"title": {"text": title}},
         yaxis=SOFT | {"title": {"text": _called(result)}},
     )
     return fig
+
+
+def _places(hooks: Sequence[str]) -> tuple[list[str], str]:
+    """The places of probes, and what they are: layers, if all are of one point."""
+    parts = [hook.removeprefix("blocks.").partition(".") for hook in hooks]
+    points = {point for _, _, point in parts}
+    if len(points) == 1 and all(layer.isdecimal() for layer, _, _ in parts):
+        return [layer for layer, _, _ in parts], f"layer ({points.pop()})"
+    return [hook.removeprefix("blocks.") for hook in hooks], "place"
 
 
 def _called(result: Probes) -> str:

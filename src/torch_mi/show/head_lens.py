@@ -44,6 +44,7 @@ def _head_lens(result: HeadLens) -> "Figure":
         column_title="head",
         title=f"What each head says after {markup(result.words.tokens[0])}",
         percent=False,
+        wordy=True,
     ).figure()
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """How tokens, layers and prompts are written wherever they are shown."""
 
+import ast
 import html
+import re
 from collections.abc import Sequence
 
 from torch_mi.results import format_token
@@ -9,6 +11,17 @@ from torch_mi.results import format_token
 SPACE = "·"
 LONGEST = 14
 GREY = "#8b949e"
+SPECIAL = re.compile(r"<\|.+\|>|</?[a-z_]+\d*>|\[[A-Z]+\d*\]")
+_VALUE = r"""\([^)]*\)|\d+|'[^']*'|"[^"]*\""""
+METRIC = re.compile(rf"(?P<name>\w+)\(token=(?P<token>{_VALUE})(?:, other=(?P<other>{_VALUE}))?\)")
+SAID = {
+    "Logit": "logit",
+    "LogitDiff": "logit",
+    "Prob": "probability",
+    "LogProb": "log probability",
+    "Rank": "rank",
+}
+"""What the metrics of words are called."""
 
 
 def label(token: str, longest: int = LONGEST) -> str:
@@ -32,6 +45,49 @@ def tick_labels(tokens: Sequence[str], special: Sequence[bool]) -> list[str]:
         f"<span style='color:{GREY}'>{markup(token)}</span>" if dim else markup(token)
         for token, dim in zip(tokens, special, strict=True)
     ]
+
+
+def looks_special(token: str) -> bool:
+    """Whether a token is spelt as those are that stand for structure.
+
+    For results that hold the tokens' texts alone.
+
+    >>> [looks_special(t) for t in ("<|bos|>", "</s>", "[CLS]", " <", "The")]
+    [True, True, True, False, False]
+    """
+    return SPECIAL.fullmatch(token) is not None
+
+
+def spelt_labels(tokens: Sequence[str]) -> list[str]:
+    """Tokens for a plotly axis; those spelt as special ones are dimmed."""
+    return tick_labels(tokens, [looks_special(token) for token in tokens])
+
+
+def metric_words(metric: str) -> str:
+    """A metric as a reader would say it; those of the user's stay as they are.
+
+    >>> metric_words("LogitDiff(token=' Paris', other=' Rome')")
+    'logit of ·Paris over ·Rome'
+    >>> metric_words("Prob(token=3)"), metric_words("mine")
+    ('probability of token 3', 'mine')
+    """
+    found = METRIC.match(metric)
+    if found is None or found["name"] not in SAID:
+        return metric
+    words = [_word(text) for text in (found["token"], found["other"]) if text is not None]
+    return f"{SAID[found['name']]} of {' over '.join(words)}{metric[found.end() :]}"
+
+
+def metric_markup(metric: str, longest: int = 60) -> str:
+    """The same for plotly, cut to `longest` characters."""
+    words = format_token(metric_words(metric))
+    return html.escape(words if len(words) <= longest else f"{words[: longest - 1]}…", quote=False)
+
+
+def _word(text: str) -> str:
+    if text.startswith("("):
+        return "each prompt's word"
+    return f"token {text}" if text.isdecimal() else label(str(ast.literal_eval(text)))
 
 
 def layer_label(layer: int) -> str:

@@ -12,11 +12,14 @@ from torch import Tensor
 from torch_mi.analysis.lens import LensReading, LogitLensResult
 from torch_mi.errors import MIError, ModelError
 from torch_mi.results import floats, format_probability
-from torch_mi.show.heat import ACCENT, Heat, figures, letters
-from torch_mi.show.labels import layer_label, markup, one_line, ordinal, tick_labels
+from torch_mi.show.heat import ACCENT, DENSE, PAGE, Heat, figures, letters
+from torch_mi.show.labels import LONGEST, label, layer_label, markup, one_line, ordinal, tick_labels
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+RANKS = 0.68
+"""The part of a picture's width that ranks take where the target's rise is beside them."""
 
 
 @singledispatch
@@ -47,6 +50,7 @@ def _by_position(result: LogitLensResult) -> "Figure":
         hover=hover,
         column_title="after this token",
         title="What each layer expects next",
+        wordy=True,
     )
     fig = best.figure()
     if result.target is not None:
@@ -78,17 +82,21 @@ def _offer_target(fig: Any, best: Heat, values: list[list[float]], name: str) ->
 def _by_rank(result: LogitLensResult) -> "Figure":
     """Layers upwards, ranks across; beside them, how the target rises."""
     readings = result.at()
+    ranks = len(readings[0].predictions)
+    beside = RANKS if result.target is not None else 1.0  # of the width
+    room = max(4, min(LONGEST, int(PAGE * beside / ranks / 6.6) - len(" 0.016%")))
     heat = Heat(
         values=[[p.probability for p in r.predictions] for r in readings],
         words=[
-            [f"{markup(p.token)}  {format_probability(p.probability)}" for p in r.predictions]
+            [f"{markup(p.token, room)} {format_probability(p.probability)}" for p in r.predictions]
             for r in readings
         ],
         rows=[layer_label(r.layer) for r in readings],
-        columns=[ordinal(rank + 1) for rank in range(len(readings[0].predictions))],
+        columns=[ordinal(rank + 1) for rank in range(ranks)],
         hover=[[_hover(r, result)] * len(r.predictions) for r in readings],
         column_title="likeliest next tokens",
         title=f"What each layer expects after {escape(one_line(result.prompt, 60), quote=False)}",
+        wordy=True,
     )
     if result.target is None:
         return heat.figure()
@@ -96,7 +104,7 @@ def _by_rank(result: LogitLensResult) -> "Figure":
     x, _ = heat.axes()
     fig.add_trace(_rising(result, readings))
     fig.update_layout(
-        xaxis=x | {"domain": [0, 0.68]},
+        xaxis=x | {"domain": [0, RANKS]},
         xaxis2={
             "domain": [0.74, 1],
             "range": [-0.03, 1.03],
@@ -161,18 +169,26 @@ def attention(
     maps = [_attention_map(head, tokens, labels, title, unit) for head in heads]
     maps = [replace(m, colours="diverging", low=-m.high) if signed else m for m in maps]
     fig = maps[0].figure()
-    side = max(380, min(820, 34 * len(tokens) + 160))
+    upright = len(tokens) > DENSE
+    side = max(380, min(960, 34 * len(tokens) + 160))
     x, y = maps[0].axes()
+    turn = 1.0 if upright else 0.71  # how much of its length a word takes upwards
+    words = int(7.3 * max(len(label(token)) for token in tokens) * turn) + 14
     fig.update_layout(
-        height=side,
+        height=side + 60 * (len(maps) > 1),
         width=side + 90,
-        xaxis=x | {"side": "top", "tickangle": -45},
+        xaxis=x | {"side": "top", "tickangle": -90 if upright else -45},
         yaxis=y | {"autorange": "reversed", "range": None},
-        margin={"l": 90, "r": 30, "t": 150 if title or len(maps) > 1 else 110, "b": 30},
+        margin={
+            "l": 90,
+            "r": 30,
+            "t": words + 40 + 40 * bool(title) + 50 * (len(maps) > 1),
+            "b": 30,
+        },
         title={"yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 12}},
     )
     if len(maps) > 1:
-        _offer_heads(fig, maps, named)
+        _offer_heads(fig, maps, named, words + 34)
     return fig
 
 
@@ -205,16 +221,16 @@ def _attention_map(
     )
 
 
-def _offer_heads(fig: Any, maps: list[Heat], names: list[str]) -> None:
-    """A menu of heads."""
+def _offer_heads(fig: Any, maps: list[Heat], names: list[str], above: int) -> None:
+    """A menu of heads, so many pixels above the cells."""
     fig.update_layout(
         updatemenus=[
             {
-                "x": 1,
-                "xanchor": "right",
+                "x": 0,
+                "xanchor": "left",
                 "y": 1,
                 "yanchor": "bottom",
-                "pad": {"b": 96},
+                "pad": {"b": above},
                 "buttons": [
                     {
                         "label": name,

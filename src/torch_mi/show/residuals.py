@@ -53,9 +53,7 @@ def _heat(
         values=rows,
         rows=names,
         columns=tick_labels(words.tokens, words.special),
-        words=[
-            [f"{round(v, 2) + 0.0:+.2f}" if signed else f"{v:.3g}" for v in row] for row in rows
-        ],
+        words=[[f"{round(v, 2) + 0.0:+.2f}" if signed else _size(v) for v in row] for row in rows],
         hover=[
             [f"{name} at {markup(token)}: {v:.4g}" for token, v in _pairs(words, row)]
             for name, row in zip(names, rows, strict=True)
@@ -69,6 +67,11 @@ def _heat(
         title=title,
         percent=False,
     ).figure()
+
+
+def _size(value: float) -> str:
+    """A length in few letters, without powers of ten."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"  # noqa: PLR2004
 
 
 def _pairs(words: Words, row: Sequence[float]) -> list[tuple[str, float]]:

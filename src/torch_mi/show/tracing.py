@@ -2,15 +2,14 @@
 """How causal traces look."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch_mi.analysis.tracing import CausalTrace
-from torch_mi.show.heat import figures, look
-from torch_mi.show.labels import one_line
+from torch_mi.show.labels import metric_markup, one_line
 from torch_mi.show.page import Section
 from torch_mi.show.pages import Page
+from torch_mi.show.panels import stacked
 from torch_mi.show.plots import plot
-from torch_mi.show.sweeps import markup_title
 from torch_mi.show.tables import WIDTH, table
 from torch_mi.sweeps.grid import Grid
 
@@ -33,50 +32,10 @@ LEAD = (
 @plot.register(CausalTrace)
 def _trace(result: CausalTrace) -> "Figure":
     """The kinds one above the other, layers upwards, tokens across."""
-    parts: list[Any] = [plot(_named(result, kind)) for kind in result.kinds]
-    fig: Any = figures().Figure()
-    rows = [part.layout.height for part in parts]
-    fig.update_layout(look(markup_title(f"Given back: {result.grid.metric}"), 1, 1))
-    width = parts[0].layout.width
-    fig.update_layout({"height": int(0.9 * sum(rows)) + 40, "width": width})
+    parts = [plot(_named(result, kind)) for kind in result.kinds]
     reach = float((result.grid.values - result.grid.baseline).abs().max()) or 1.0
-    for i, part in enumerate(parts):
-        trace = part.data[0]
-        trace.zmin, trace.zmax = result.grid.baseline - reach, result.grid.baseline + reach
-        trace.showscale = i == 0
-        _stack(fig, part, trace, (i, len(parts)))
-    return fig
-
-
-def _stack(fig: Any, part: Any, trace: Any, place: tuple[int, int]) -> None:
-    """Put a panel under those that are there, under its own title."""
-    i, count = place
-    gap = 0.0 if count == 1 else 0.4 / count
-    height = (1 - gap * (count - 1)) / count
-    top, number = 1 - i * (height + gap), "" if i == 0 else str(i + 1)
-    trace.xaxis, trace.yaxis = f"x{number}", f"y{number}"
-    across, up = part.layout.xaxis.to_plotly_json(), part.layout.yaxis.to_plotly_json()
-    if i < count - 1:
-        across["title"] = None
-    title = {
-        "text": part.layout.title.text,
-        "x": 0,
-        "y": top,
-        "xref": "paper",
-        "yref": "paper",
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-    }
-    fig.add_trace(trace)
-    fig.add_annotation(title)
-    fig.update_layout(
-        {
-            f"xaxis{number}": across | {"anchor": f"y{number}"},
-            f"yaxis{number}": up
-            | {"anchor": f"x{number}", "domain": [max(0.0, top - height), top]},
-        }
-    )
+    ends = (result.grid.baseline - reach, result.grid.baseline + reach)
+    return stacked(parts, f"Given back: {metric_markup(result.grid.metric)}", ends)
 
 
 def _title(result: CausalTrace, kind: str) -> str:
