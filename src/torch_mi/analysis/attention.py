@@ -139,9 +139,7 @@ def attentions(
     heads: int | Sequence[int] | None = None,
 ) -> list[AttentionPatterns]:
     """The attention patterns of each prompt, run as one batch."""
-    if HookPoint.AttnPattern not in model.backend.hook_points:
-        hint = "torch_mi.analysis.effective.effective_attention shows what its states do instead"
-        raise ModelError(f"this model has no attention patterns{instead(model, hint)}")
+    needs_patterns(model)
     chosen = among("layer", layers, model.num_layers)
     some = among("head", heads, model.num_heads)
     batch = batch_of(model, prompts)
@@ -167,6 +165,13 @@ def attentions(
             )
         )
     return out
+
+
+def needs_patterns(model: MIModel) -> None:
+    """Raise `ModelError` unless the model has attention patterns."""
+    if HookPoint.AttnPattern not in model.backend.hook_points:
+        hint = "effective_attention in torch_mi.analysis.effective shows what its states do instead"
+        raise ModelError(f"this model has no attention patterns{instead(model, hint)}")
 
 
 def words_of(model: MIModel, ids: list[int]) -> str:

@@ -223,7 +223,7 @@ def carried(model: MIModel, layer: int, point: HookPoint, rows: Tensor, held: Te
     if P.Ln2PostScale in points:
         spec.intervene(P.Ln2PostScale(layer), Replace(held[:, None, None].float()))
     if P.MlpGate in points:
-        open_gate = torch.ones(len(rows), 1, model.hidden_size, dtype=model.dtype)
+        open_gate = rows.new_ones(len(rows), 1, model.hidden_size).to(model.dtype)
         spec.intervene(P.MlpGate(layer), Replace(open_gate))
     start = blank(model, layer, len(rows))
     return model.forward(start, spec, stop=layer + 1)[P.MlpOut(layer)][:, 0].double()
@@ -251,7 +251,7 @@ def check_split(model: MIModel, split: str | Collection[str]) -> frozenset[str]:
                 f"split={name!r}: this model has no {name}"
                 + (
                     " of more than a channel each"
-                    if P.RwkvWkv in model.backend.hook_points
+                    if name == "heads" and P.RwkvWkv in model.backend.hook_points
                     else f", for no layer has {SPLITS[name][0]}"
                 )
             )
@@ -273,5 +273,6 @@ def run_for(
     points = [*ALWAYS, *(point for name in sorted(split) for point in SPLITS[name])]
     spec = HookSpec().capture(P.ResidPre(0), *(p for p in points if p in offered))
     if "heads" in split:
-        spec.capture(*(p for i in range(model.num_layers) for p in readout_points(model, i)))
+        layers = range(model.num_layers if stop is None else stop)
+        spec.capture(*(point for i in layers for point in readout_points(model, i)))
     return model.forward(batch.tokens, spec | more, stop=stop)

@@ -167,7 +167,9 @@ def attention(
     labels = tick_labels(tokens, special or [False] * len(tokens))
     signed = bool((heads < 0).any())
     maps = [_attention_map(head, tokens, labels, title, unit) for head in heads]
-    maps = [replace(m, colours="diverging", low=-m.high) if signed else m for m in maps]
+    maps = [replace(m, colours="diverging", low=-m.high) for m in maps] if signed else maps
+    if signed and len(tokens) > FITS:  # with a sign in front, words would touch
+        maps = [replace(m, words=[[""] * len(tokens)] * len(tokens)) for m in maps]
     fig = maps[0].figure()
     upright = len(tokens) > DENSE
     side = max(380, min(960, 34 * len(tokens) + 160))

@@ -18,7 +18,7 @@ from torch_mi.show.page import Section
 from torch_mi.show.pages import Page
 from torch_mi.show.patterns import MAPS
 from torch_mi.show.plots import attention, plot
-from torch_mi.show.sweeps import two_places
+from torch_mi.show.sweeps import rounded
 from torch_mi.show.tables import WIDTH, plain, table, titled
 from torch_mi.sweeps.grid import Grid
 from torch_mi.types import numbers
@@ -73,7 +73,7 @@ def _norms(result: StateNorms) -> "Figure":
 
 def short(value: float) -> str:
     """A number in three digits or so."""
-    return two_places(value) if abs(value) < 10 else f"{value:.3g}"  # noqa: PLR2004 - width
+    return rounded(value) if abs(value) < 10 else f"{value:.3g}"  # noqa: PLR2004 - width
 
 
 @table.register(StateNorms)
@@ -159,7 +159,7 @@ def _by_source(
         values=rows,
         rows=places,
         columns=names,
-        words=[[short(v) for v in row] for row in rows],
+        words=[["" if abs(v) < reach / 200 else short(v) for v in row] for row in rows],
         hover=[
             [f"{names[j]} to {places[i]}: {v:.4g}" for j, v in enumerate(row)]
             for i, row in enumerate(rows)

@@ -193,25 +193,26 @@ def _cells(result: Grid, width: int, name: str = "") -> "RenderableType":
     values = result.values if next(iter(result.axes)) == up else result.values.T
     words = result.labels.get(across, tuple(map(str, result.axes[across])))
     names = [label(word, 9) for word in words]
-    fit = max(1, (width - 8) // (max(map(len, [*names, "00.00"])) + 2))
+    reach = float((values - result.baseline).abs().max()) or 1.0
+    digits = decimals(reach)
+    fit = max(1, (width - 8) // (max(map(len, [*names, f"00.{'0' * digits}"])) + 2))
     first = max(0, len(names) - fit)
     note = f" (the last {fit} of {len(names)})" if first else ""
     out = plain()
     out.add_column(up, justify="right", no_wrap=True)
     for word in names[first:]:
         out.add_column(word, justify="right", no_wrap=True)
-    reach = float((values - result.baseline).abs().max()) or 1.0
     for place, row in zip(result.axes[up], values[:, first:], strict=True):
-        cells = [_score(v, abs(v - result.baseline) / reach) for v in floats(row)]
+        cells = [_score(v, abs(v - result.baseline) / reach, digits) for v in floats(row)]
         out.add_row(str(place), *cells)
     return titled(f"{name}{up} × {across}{note}", out)
 
 
-def _score(value: float, weight: float) -> "Text":
+def _score(value: float, weight: float, digits: int = 2) -> "Text":
     from rich.text import Text  # noqa: PLC0415
 
     style = "bold cyan" if weight > 0.5 else "" if weight > 0.1 else "dim"  # noqa: PLR2004
-    return Text(rounded(value), style=style)
+    return Text(rounded(value, digits), style=style)
 
 
 @plot.register(HeadScores)
