@@ -2,7 +2,7 @@
 """Knockout, steering, patching and norms of recurrent states, against recurrences written out."""
 
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import pytest
 import torch
@@ -139,10 +139,14 @@ def test_states_are_patched(family: str):
     alone = model.forward(TWIN, mi.HookSpec().intervene(P.RwkvState(1), put)).output[0, -1, 7]
     assert float(grid.values[1, 5]) == pytest.approx(float(alone), abs=2e-5)
     assert float(grid.values[0, 2]) == pytest.approx(grid.baseline, abs=2e-5), "no difference yet"
-    heads = mi.patch(model, TEXT, TWIN, at="wkv", metric=mi.logit(7))
-    assert heads.values.shape == (3, model.backend.sizes["head"])
-    some = mi.patch(model, TEXT, TWIN, at="state", metric=mi.logit(7), by=("layer", "head", "pos"))
-    assert some.values.shape == (3, model.backend.sizes["head"], 10)
+    heads = mi.patch(model, TEXT, TWIN, at="wkv", layers=1, metric=mi.logit(7))
+    assert heads.values.shape == (1, model.backend.sizes["head"])
+
+
+def test_states_are_patched_by_head():
+    axes: tuple[Literal["layer", "head", "pos"], ...] = ("layer", "head", "pos")
+    grid = mi.patch(tiny("rwkv6"), TEXT, TWIN, at="state", metric=mi.logit(7), by=axes, layers=[1])
+    assert grid.values.shape == (1, 4, 10)
 
 
 def test_norms():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Offer, Tap
-from torch_mi.types import Carry, Logits, Resid, Tokens
+from torch_mi.types import Carry, Enters, Leaves, Logits, Resid, Tokens
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,9 @@ class MIBackend(Protocol):
     def begin(self, run: Run) -> Any: ...
     def embed(self, tokens: Tokens, shared: Any, tap: Tap) -> Resid: ...
     def block(
-        self, layer: int, x: Resid, shared: Any, tap: Tap, past: Carry
-    ) -> tuple[Resid, Carry]: ...
-    def remember(self, layer: int, x: Resid, shared: Any, tap: Tap, past: Carry) -> Carry:
+        self, layer: int, x: Enters, shared: Any, tap: Tap, past: Carry
+    ) -> tuple[Leaves, Carry]: ...
+    def remember(self, layer: int, x: Enters, shared: Any, tap: Tap, past: Carry) -> Carry:
         """What `block` hands on to later tokens, without the rest of the layer."""
         ...
 

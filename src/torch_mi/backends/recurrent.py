@@ -20,7 +20,7 @@ from torch_mi.nn.rwkv4 import Rwkv4Mix
 from torch_mi.nn.rwkv6 import Rwkv5Mix, Rwkv6Mix
 from torch_mi.nn.rwkv7 import Rwkv7Mix
 from torch_mi.nn.shift import Steps
-from torch_mi.types import Carry, Logits, Mixed, Resid, Tokens, split
+from torch_mi.types import Carry, Enters, Leaves, Logits, Mixed, Resid, Tokens, split
 
 
 def time_mix(cfg: RecurrentConfig, layer: int) -> Rwkv4Mix | Rwkv5Mix | Rwkv6Mix | Rwkv7Mix:
@@ -53,7 +53,7 @@ class RecurrentBlock(nn.Module):
         self.norm2 = Norm(kind, eps, width, HookPoint.Ln2Scale, HookPoint.Ln2Normalized)
         self.channels = Channels(cfg)
 
-    def forward(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
+    def forward(self, x: Enters, steps: Steps, tap: Tap, past: Carry) -> tuple[Leaves, Carry]:
         past = tuple(each.expand(len(x), *each.shape[1:]) for each in past)
         mid, first, carry = self._time(x, steps, tap, past)
         h = tap(HookPoint.MlpIn, normalised(self.norm2, mid, tap))
@@ -61,14 +61,14 @@ class RecurrentBlock(nn.Module):
         x = tap(HookPoint.ResidPost, mid + tap(HookPoint.MlpOut, out))
         return self._joined(x, first), (*carry, *kept)
 
-    def remember(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> Carry:
+    def remember(self, x: Enters, steps: Steps, tap: Tap, past: Carry) -> Carry:
         """What `forward` hands on to later tokens, and no more than it takes."""
         mid, _, carry = self._time(x, steps, tap, past)
         h = tap(HookPoint.MlpIn, normalised(self.norm2, mid, tap))
         return (*carry, *self.channels.remember(h, steps, past[len(carry) :]))
 
     def _time(
-        self, x: Resid, steps: Steps, tap: Tap, past: Carry
+        self, x: Enters, steps: Steps, tap: Tap, past: Carry
     ) -> tuple[Resid, Mixed | None, Carry]:
         """The stream after time mixing, the first layer's values, and what is carried on."""
         x, first = self._parted(x)
@@ -77,12 +77,12 @@ class RecurrentBlock(nn.Module):
         out, carry, first = self.mix(h, first, steps, tap, past[: self.mix.carried])
         return tap(HookPoint.ResidMid, x + tap(HookPoint.AttnOut, out)), first, carry
 
-    def _parted(self, x: Resid) -> tuple[Resid, Mixed | None]:
+    def _parted(self, x: Enters) -> tuple[Resid, Mixed | None]:
         """The stream, and the first layer's values if they flow beside it."""
         beside = x[..., self.width :]
         return x[..., : self.width], split(beside, -1, self.values) if beside.shape[-1] else None
 
-    def _joined(self, x: Resid, first: Mixed | None) -> Resid:
+    def _joined(self, x: Resid, first: Mixed | None) -> Leaves:
         """The stream with what flows beside it."""
         return x if first is None or self.last else torch.cat([x, first.flatten(2)], -1)
 
@@ -176,11 +176,11 @@ class Recurrent(nn.Module):
         return normalised(self.norm0, tap(HookPoint.Embed, self.tokens(tokens)), silent)
 
     def block(
-        self, layer: int, x: Resid, shared: Steps, tap: Tap, past: Carry
-    ) -> tuple[Resid, Carry]:
+        self, layer: int, x: Enters, shared: Steps, tap: Tap, past: Carry
+    ) -> tuple[Leaves, Carry]:
         return self.blocks[layer](x, shared, tap, past)
 
-    def remember(self, layer: int, x: Resid, shared: Steps, tap: Tap, past: Carry) -> Carry:
+    def remember(self, layer: int, x: Enters, shared: Steps, tap: Tap, past: Carry) -> Carry:
         return cast("RecurrentBlock", self.blocks[layer]).remember(x, shared, tap, past)
 
     def unembed(self, x: Resid, tap: Tap) -> Logits:
