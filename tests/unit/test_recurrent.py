@@ -127,13 +127,11 @@ class TestKnockoutAndSteering:
         """Carrying the state over, or running all again: the same text."""
         model = model_of(family)
         for spec in (
-            None,
             without(StateKnockoutSpec(full=True, shift=True).position(3)),
-            steered(StateSteeringSpec(scale=3.0).position(0, 2)),
             mi.HookSpec().intervene(P.RwkvState(1), mi.Scale(0.5, at=At(pos=2))),
         ):
             found = [
-                model.generate("abc", max_new_tokens=6, spec=spec, use_cache=use).tokens
+                model.generate("abc", max_new_tokens=4, spec=spec, use_cache=use).tokens
                 for use in (True, False, None)
             ]
             assert found[0] == found[1] == found[2]
@@ -274,18 +272,18 @@ class TestEffectiveAttention:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sweeps_are_whole_runs(family: str) -> None:
     """Cells that start at a position, from a state that was kept, or run again up to there."""
-    model, length = model_of(family), 20
+    model, length = model_of(family), 18
     points = [p for p in P if p in model.backend.hook_points]
     specs = list[mi.HookSpec]()
-    for i, point in enumerate(points):
+    for i, point in enumerate(points[::2]):
         pos = (7 * i) % length
         at = At(query=pos) if "query" in point.axes else At(pos=pos)
         hooks = [hook for hook in model.hooks if hook.point is point]
         specs.append(mi.HookSpec().intervene(hooks[i % len(hooks)], mi.Scale(0.5, at=at)))
     specs.append(without(StateKnockoutSpec(full=True, shift=True).position(3)))
-    specs.append(steered(StateSteeringSpec(scale=2.0).position(5, 18).layer(1)))
-    specs.append(without(KNOCKOUT.position(18)) | steered(StateSteeringSpec(scale=3.0).position(4)))
-    dataset = ["abcdefghij klmnopqr", "stuvwxyz abcdefghij klm"]
+    specs.append(steered(StateSteeringSpec(scale=2.0).position(5, 17).layer(1)))
+    specs.append(without(KNOCKOUT.position(16)) | steered(StateSteeringSpec(scale=3.0).position(4)))
+    dataset = ["abcdefghij klmnop", "stuvwxyz abcdefghij"]
     found = sweep(model, dataset, specs, lambda x: x[:, 5] - x[:, 7], progress=False)
     for prompt, scores in zip(dataset, found.per_prompt, strict=True):
         tokens = model.encode(prompt)
@@ -320,7 +318,7 @@ class TestSavedSpecs:
 
 def test_a_transformer_has_no_state() -> None:
     for spec in (without(KNOCKOUT.position(0)), steered(STEERING.position(0))):
-        with pytest.raises(InterventionError, match="no recurrent state.*AttnScores"):
+        with pytest.raises(InterventionError, match=r"no recurrent state.*AttnScores"):
             tiny("llama").forward(torch.tensor([[1, 2]]), spec)
     with pytest.raises(HookError, match="no RwkvState"):
         tiny("llama").forward(torch.tensor([[1, 2]]), mi.HookSpec().capture(P.RwkvState))
