@@ -86,16 +86,14 @@ MIXERS: Mapping[str, Mixer] = {
 FAST = (
     testing.every_hook_fires,
     testing.the_residual_stream_adds_up,
-    testing.any_layer_can_be_resumed,
     testing.a_prefix_and_the_rest_are_the_whole,
     testing.padding_is_not_seen,
-    testing.the_last_residual_gives_the_logits,
 )
 SLOW: Mapping[testing.Law, tuple[str, ...]] = {
-    testing.watching_changes_nothing: ("mamba", "gla", "delta"),
-    testing.identity_edits_change_nothing: ("delta",),
-    testing.edits_reach_no_earlier_position: ("mamba2", "gla"),
-    testing.captures_can_be_differentiated: ("mamba2", "delta"),
+    testing.watching_changes_nothing: ("gla", "delta"),
+    testing.identity_edits_change_nothing: ("mamba2",),
+    testing.edits_reach_no_earlier_position: ("gla",),
+    testing.captures_can_be_differentiated: ("delta, always all",),
 }
 """Laws that take many runs, with the kinds that they are held against."""
 
@@ -142,7 +140,7 @@ def near(found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("law", FAST, ids=lambda law: law.__name__)
 def test_law(law: testing.Law, name: str) -> None:
-    law(made(name), tokens())
+    law(made(name), tokens(5))
 
 
 SLOW_PAIRS = [(law, name) for law, names in SLOW.items() for name in names]
