@@ -119,7 +119,7 @@ def edits_reach_no_earlier_position(model: MIModel, tokens: Tensor) -> None:
     changed = torch.cat([tokens[:, :at], (tokens[:, at:] + 1) % model.vocab_size], 1)
     _agree("logits before a new token", _logits(model, changed)[:, :at], plain[:, :at])
     dice = torch.Generator().manual_seed(0)
-    for point in _editable(model):
+    for point in [p for p in _editable(model) if {"pos", "query"} & set(p.axes)]:
         axis = "query" if "query" in point.axes else "pos"
         index = At(query=at) if axis == "query" else At(pos=at)
         shape = _shape(model, _places(model, point)[0], tokens)

@@ -179,6 +179,14 @@ class MIBackend(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsNumbers(Protocol):
+    """A backend whose prompts are numbers [batch pos], and not token ids."""
+
+    reads_numbers: int
+    """How many of them a prompt has at most."""
+
+
 def offer_of(backend: MIBackend) -> Offer:
     """What a backend has to offer to a spec, layer by layer."""
     layers = range(backend.n_layers)

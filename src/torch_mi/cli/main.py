@@ -27,6 +27,7 @@ from torch_mi.cli.logit_lens import logit_lens
 from torch_mi.cli.patch import patch
 from torch_mi.cli.session import REPORT
 from torch_mi.cli.steer import steer
+from torch_mi.cli.stoicheia import app as stoicheia
 from torch_mi.cli.tokens import tokens
 from torch_mi.cli.trace import trace
 from torch_mi.cli.verify import verify
@@ -100,6 +101,7 @@ VERBS = (
 for verb in VERBS:
     app.command(verb.__name__.replace("_", "-"), no_args_is_help=False)(verb)
 app.command("lens", hidden=True)(logit_lens)
+app.add_typer(stoicheia, help="Tiny networks of AlgZoo, understood completely.")
 
 
 def main() -> None:

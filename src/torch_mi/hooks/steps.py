@@ -126,6 +126,7 @@ class StepSite:
     limit_before: Apart | None = None
     limit_after: Apart | None = None
     reached: bool = False
+    _recipe: Callable[[], Tensor] | None = None
     _before: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     _after: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
 
@@ -144,8 +145,9 @@ class StepSite:
             self.edits.setdefault(part.column, []).append((narrowed, part.selection, receipt))
 
     def keep(self, make: Callable[[], Tensor]) -> None:
-        """Nothing that is handed over step by step is made later."""
-        raise NotImplementedError(f"{self.hook!r} is handed over step by step")
+        """Keep a recipe for the activation [batch column …] at `columns`; there are no edits."""
+        self.reached = True
+        self._recipe = make
 
     @property
     def columns(self) -> list[int]:
@@ -168,9 +170,22 @@ class StepSite:
         return x[:, 0]
 
     @property
-    def value_before(self) -> Tensor | None:
-        return None if self.limit_before is None else self.limit_before.join(self._before)
+    def value_before(self) -> Tensor | Callable[[], Tensor] | None:
+        return self._value(self.limit_before, self._before)
 
     @property
-    def value(self) -> Tensor | None:
-        return None if self.limit_after is None else self.limit_after.join(self._after)
+    def value(self) -> Tensor | Callable[[], Tensor] | None:
+        return self._value(self.limit_after, self._after)
+
+    def _value(
+        self, limit: Apart | None, kept: dict[int, Tensor]
+    ) -> Tensor | Callable[[], Tensor] | None:
+        if limit is None or self._recipe is None:
+            return None if limit is None else limit.join(kept)
+        columns, make = self.columns, self._recipe
+
+        def made() -> Tensor:
+            whole = make()
+            return limit.join({c: whole[:, i : i + 1] for i, c in enumerate(columns)})
+
+        return made

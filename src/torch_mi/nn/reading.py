@@ -2,7 +2,9 @@
 """A layer's recurrence under hooks: what each token reads of the state, and the state after it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -106,6 +108,9 @@ def through(r: Recurrence, steps: Steps, tap: Tap, state: State | None) -> tuple
     grows = tap.edits(HookPoint.RwkvW) and not r.decay.is_meta and bool((r.decay > 0).any())
     run = stepwise if steps.explicit or grows else recur  # many at a time only what fades
     stops = tap.stops(HookPoint.RwkvState)
+    if stops and not tap.edits(HookPoint.RwkvState) and not torch.is_grad_enabled():
+        tap.later(HookPoint.RwkvState, partial(states, run, r, tuple(stops), state))
+        stops = ()
     if not stops:
         return fused(r, state) if run is recur and fits(r) else run(r, state)
     edited = tap.edits(HookPoint.RwkvState)
@@ -123,6 +128,20 @@ def through(r: Recurrence, steps: Steps, tap: Tap, state: State | None) -> tuple
         y, state = run(r.part(start, r.length), state)
         parts.append(y)
     return torch.cat(parts, 1), state
+
+
+def states(
+    run: Callable[[Recurrence, State | None], tuple[Mixed, State]],
+    r: Recurrence,
+    stops: tuple[int, ...],
+    state: State | None,
+) -> Float[Tensor, "batch stop head d_key d_value"]:
+    """The state after each of some tokens."""
+    found: list[Tensor] = []
+    for start, stop in zip((0, *(stop + 1 for stop in stops)), stops, strict=False):
+        _, state = run(r.part(start, stop + 1), state)
+        found.append(state)
+    return torch.stack(found, 1)
 
 
 class HeadNorm(nn.Module):

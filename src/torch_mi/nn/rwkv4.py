@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The time mixing of RWKV-4 (Peng et al. 2023): means of earlier values, channel by channel."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -70,7 +71,7 @@ class Rwkv4Mix(nn.Module):
         return y + torch.einsum("bcqs,bsc->bqc", change.to(y), v), state
 
 
-def attention(parts: tuple[Tensor, Tensor, Tensor, Tensor | None], before: Tensor | None) -> Tensor:
+def attention(parts: "Parts", before: Tensor | None) -> Tensor:
     """What each token's value counts in each mean; `before` are the sums over earlier runs."""
     found = effective4(*parts)
     if before is None:
@@ -86,30 +87,47 @@ def channel(point: HookPoint, x: Tensor, tap: Tap) -> Tensor:
     return tap(point, x[..., None])[..., 0] if tap.watches(point) else x
 
 
-def halted(
-    parts: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    bonus: Tensor,
-    tap: Tap,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The recurrence, halted at each token after which someone asks for the sums."""
+Parts = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Keys, values, logarithms of decays, and a gate on what is written, if any."""
+
+
+def part(parts: Parts, here: slice) -> Parts:
+    """Some tokens of the recurrence; what is the same for all stays."""
     k, v, decay, gate = parts
+    decay = decay if decay.shape[1] == 1 else decay[:, here]
+    return k[:, here], v[:, here], decay, None if gate is None else gate[:, here]
+
+
+def halted(parts: Parts, bonus: Tensor, tap: Tap, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The recurrence, halted at each token after which someone asks for the sums."""
     stops = tap.stops(HookPoint.RwkvState)
+    if stops and not tap.edits(HookPoint.RwkvState) and not torch.is_grad_enabled():
+        tap.later(HookPoint.RwkvState, partial(sums, parts, bonus, tuple(stops), state))
+        stops = ()
     means: list[Tensor] = []
-    start, length = 0, k.shape[1]
-    ends = stops if length - 1 in stops else [*stops, length - 1]
-    kept = torch.empty(0) if state is None else state
-    for stop in ends:
-        here = slice(start, stop + 1)
-        y, kept = wkv4(
-            k[:, here],
-            v[:, here],
-            decay if decay.shape[1] == 1 else decay[:, here],
-            bonus,
-            None if gate is None else gate[:, here],
-            kept if start or state is not None else None,
-        )
-        kept = tap.step(HookPoint.RwkvState, stop, kept[:, :, None])[:, :, 0]
+    for here, stop in pieces(stops, parts[0].shape[1]):
+        k, v, decay, gate = part(parts, here)
+        y, state = wkv4(k, v, decay, bonus, gate, state)
+        state = tap.step(HookPoint.RwkvState, stop, state[:, :, None])[:, :, 0]
         means.append(y)
+    if state is None:
+        raise ValueError("a run of no tokens")
+    return torch.cat(means, 1) if len(means) > 1 else means[0], state
+
+
+def pieces(stops: Sequence[int], length: int) -> Iterator[tuple[slice, int]]:
+    """The tokens up to each stop and to the end, and the last of each."""
+    start = 0
+    for stop in stops if length - 1 in stops else [*stops, length - 1]:
+        yield slice(start, stop + 1), stop
         start = stop + 1
-    return torch.cat(means, 1) if len(means) > 1 else means[0], kept
+
+
+def sums(parts: Parts, bonus: Tensor, stops: tuple[int, ...], state: Tensor | None) -> Tensor:
+    """The sums [batch stop channel 1 3] after each of some tokens."""
+    found: list[Tensor] = []
+    for here, stop in pieces(stops, parts[0].shape[1]):
+        k, v, decay, gate = part(parts, here)
+        _, state = wkv4(k, v, decay, bonus, gate, state)
+        found += [state[:, :, None]] if stop in stops else []
+    return torch.stack(found, 1)
