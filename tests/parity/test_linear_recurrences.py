@@ -63,7 +63,7 @@ FLA: Mapping[str, dict[str, Any]] = {
     },
     "delta_net, ReLU": {"num_heads": 2, "qk_activation": "relu", "conv_size": 3},
 }
-TOKENS = torch.randint(VOCAB, (2, 37), generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(VOCAB, (2, 19), generator=torch.Generator().manual_seed(0))
 
 
 def near(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
@@ -84,7 +84,8 @@ def drawn(name: str, shape: tuple[int, ...], dice: torch.Generator) -> Tensor:
 
 def state_space(case: str) -> Any:
     """A tiny model of `transformers`."""
-    one, settings = case.startswith("mamba2"), {**SIZES, **STATE_SPACES[case]}
+    one = case.startswith("mamba2")
+    settings: dict[str, Any] = {**SIZES, **STATE_SPACES[case]}
     model: Any = (
         Mamba2ForCausalLM(Mamba2Config(**settings, chunk_size=8))
         if one
