@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """RWKV-4 to 7 against the published equations, and other implementations of them."""
 
-import importlib.util
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from torch import Tensor
 
 import torch_mi as mi
 from tests.parity.rwkv import Plain, Ran, Sizes, checkpoint
-from torch_mi.errors import ConfigError, MIError, ModelError
 from torch_mi.hooks.coordinates import At
 from torch_mi.hooks.point import HookPoint as P
 

@@ -24,7 +24,7 @@ from torch_mi.analysis.states import (
 from torch_mi.testing import tiny
 
 P = mi.HookPoint
-TEXT, TWIN = "a cat sat", "a dog sat"
+TEXT, TWIN = "a cat.", "a dog."
 VERSIONS = ("rwkv", "rwkv5", "rwkv6", "rwkv7")
 MATRICES = VERSIONS[1:]
 
@@ -70,7 +70,7 @@ def test_a_write_is_gone_from_the_state(family: str, full: bool):
 def test_steering_goes_from_knockout_to_nothing(family: str):
     model = tiny(family)
     gone = state_knockout(model, TEXT, 4, layers=(0, 2), heads=1)
-    none = state_steering(model, TEXT, -6, scale=0.0, layers=(0, 2), heads=(1,))
+    none = state_steering(model, TEXT, -3, scale=0.0, layers=(0, 2), heads=(1,))
     torch.testing.assert_close(none.steered_logits, gone.ablated_logits)
     assert none.spec.positions == gone.spec.positions == (4,)
     same = state_steering(model, TEXT, 4, scale=1.0)
@@ -147,7 +147,7 @@ def test_states_are_patched_by_head():
     axes: tuple[Literal["layer", "head", "pos"], ...] = ("layer", "head", "pos")
     model = tiny("rwkv5")
     grid = mi.patch(model, TEXT, TWIN, at="state", metric=mi.logit(7), by=axes, layers=[1])
-    assert grid.values.shape == (1, model.backend.sizes["head"], 10)
+    assert grid.values.shape == (1, model.backend.sizes["head"], 7)
     whole = mi.patch(model, TEXT, TWIN, at="state", metric=mi.logit(7), layers=[1])
     assert float(grid.values[0, 0, 4]) != pytest.approx(float(whole.values[0, 4]), abs=1e-4)
 
@@ -159,7 +159,7 @@ def test_norms():
     for layer in (0, 2):
         expected = states[P.RwkvState(layer)][0].flatten(2).norm(dim=-1).T
         torch.testing.assert_close(found.of(layer), expected)
-    assert found.norms.shape == (2, 4, 10)
+    assert found.norms.shape == (2, 4, 7)
     with pytest.raises(mi.ModelError, match="layer 1 was not looked at"):
         found.of(1)
 
@@ -233,8 +233,8 @@ def test_refusals():
         mi.patch(other, TEXT, TWIN, at="state", metric=mi.logit(7))
     with pytest.raises(mi.InterventionError, match="at='z' belongs to models with attention"):
         mi.patch(model, TEXT, TWIN, at="z", metric=mi.logit(7))
-    with pytest.raises(mi.ModelError, match="position=10 is out of range: the prompt has 10"):
-        state_knockout(model, TEXT, 10)
+    with pytest.raises(mi.ModelError, match="position=7 is out of range: the prompt has 7"):
+        state_knockout(model, TEXT, 7)
     with pytest.raises(mi.InterventionError, match="layer 3 is out of range"):
         state_knockout(model, TEXT, 1, layers=3)
     with pytest.raises(mi.InterventionError, match="names no positions"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_mi.analysis.lens import LensReading, LogitLensResult
 from torch_mi.errors import MIError, ModelError
 from torch_mi.results import floats, format_probability
-from torch_mi.show.heat import ACCENT, DENSE, PAGE, Heat, figures, letters
+from torch_mi.show.heat import ACCENT, DENSE, FITS, PAGE, Heat, figures, letters
 from torch_mi.show.labels import LONGEST, label, layer_label, markup, one_line, ordinal, tick_labels
 
 if TYPE_CHECKING:
