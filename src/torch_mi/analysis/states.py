@@ -48,7 +48,7 @@ class StateAblationResult(Changed):
         return self.contrast.after
 
     def _made_by(self) -> dict[str, object]:
-        return {"spec": asdict(self.spec)}
+        return {"spec": spec_values(self.spec)}
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:
@@ -70,12 +70,18 @@ class StateSteeringResult(Changed):
         return self.contrast.after
 
     def _made_by(self) -> dict[str, object]:
-        return {"spec": asdict(self.spec)}
+        return {"spec": spec_values(self.spec)}
 
     @classmethod
     def _build(cls, data: dict[str, Any]) -> Self:
         spec = StateSteeringSpec(**_fields(data["spec"]))
         return cls(Contrast.from_dict(data["contrast"]), spec)
+
+
+def spec_values(spec: StateKnockoutSpec) -> dict[str, object]:
+    """A spec, as JSON values."""
+    values: dict[str, object] = asdict(spec)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - any tuple
 
 
 def _fields(data: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def state_sweep(  # noqa: PLR0913 - an experiment is made of choices
     words = [pieces_of(model, row) for row in rows]
     labels = [same[0] if len(set(same)) == 1 else "…" for same in zip(*words, strict=True)]
     shown = {"pos": tuple(labels[int(i)] for i in axes["pos"])} if "pos" in axes else {}
-    options = {"prompts": [text_of(model, row) for row in rows], "spec": asdict(whole)}
+    options = {"prompts": [text_of(model, row) for row in rows], "spec": spec_values(whole)}
     return found.grid("writes to the state knocked out", axes, shown, options)
 
 
