@@ -4,7 +4,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import typer.main
 
@@ -33,16 +33,23 @@ class Verb(Protocol):
     params: Sequence[Parameter]
 
 
+@runtime_checkable
 class Group(Protocol):
-    """What is read of the whole command."""
+    """What is read of the whole command, and of a verb that has verbs of its own."""
 
-    commands: Mapping[str, Verb]
+    commands: "Mapping[str, Verb | Group]"
 
 
 def verbs() -> Mapping[str, Verb]:
-    """Every verb, by name."""
-    found = cast("Group", typer.main.get_command(app)).commands
-    return {name: verb for name, verb in found.items() if not verb.hidden}
+    """Every verb, by name; those of a group by both names."""
+    found: dict[str, Verb] = {}
+    for name, verb in cast("Group", typer.main.get_command(app)).commands.items():
+        inner = {name: verb}
+        if isinstance(verb, Group):
+            each = cast("Mapping[str, Verb]", verb.commands)
+            inner = {f"{name} {part}": each[part] for part in each}
+        found |= {name: v for name, v in cast("Mapping[str, Verb]", inner).items() if not v.hidden}
+    return found
 
 
 def plain(text: str | None) -> str:

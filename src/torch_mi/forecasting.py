@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """What a model's weights take, what loading one would take, and what a run would take: in bytes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from torch_mi.backends.transformer import parameter_shapes
+from torch_mi.backends.build import Config, shapes_of
 from torch_mi.cache import HookCache, Prefix
-from torch_mi.families import read_config
-from torch_mi.files.hub import CONFIG
-from torch_mi.files.opening import open_files
+from torch_mi.families.report import understand
+from torch_mi.files.checkpoint import has_weights
+from torch_mi.files.hub import CONFIG, Source
+from torch_mi.files.opening import Files, open_files
 from torch_mi.hooks.point import Hook
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.memory import available_bytes, human_bytes
@@ -236,9 +237,21 @@ def forecast(
         with files.open() as weights:
             held = loading.own_dtype(files.config, weights)
     place = loading.settled(device, held)
-    shapes = parameter_shapes(read_config(files.config)[1]).items()
+    shapes = shapes_of(_config(files, found)).items()
     parts = tuple(_parts((name, shape, held, str(place)) for name, shape in shapes))
     return _against(Footprint(found.model_id, parts), place)
+
+
+def _config(files: Files, found: Source) -> Config:
+    """What a model is, by its config and, where they are here, the headers of its weights."""
+
+    def headers() -> Mapping[str, tuple[int, ...]]:
+        if not has_weights(found.folder, found.file):
+            return {}
+        with files.open() as weights:
+            return dict(weights.shapes())
+
+    return understand(files.config, headers, lambda cfg, _: shapes_of(cfg)).config
 
 
 def _against(found: Footprint, device: torch.device) -> LoadForecast:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torch_mi.backends.transformer import Transformer, parameter_shapes
 from torch_mi.config.parts import NormType
+from torch_mi.config.recurrent import RecurrentConfig
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import FileError, ModelError
 from torch_mi.families.own import MODEL_TYPE, own_config
@@ -113,7 +114,7 @@ def from_transformer_lens(
 def save(model: MIModel, folder: str | Path) -> Path:
     """Write a model's config, weights and tokenizer."""
     folder, cfg = Path(folder).expanduser(), cast("object", model.config)
-    if not isinstance(cfg, TransformerConfig):
+    if not isinstance(cfg, TransformerConfig | RecurrentConfig):
         raise ModelError(f"a model with a {type(cfg).__name__} cannot be saved")
     _check_free(folder)
     config: dict[str, object] = {

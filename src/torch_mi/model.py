@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from torch_mi.backends.protocol import MIBackend, Run, offer_of, stream_width
+from torch_mi.backends.protocol import MIBackend, ReadsNumbers, Run, offer_of, stream_width
 from torch_mi.cache import HookCache, Prefix, Ran, Residual
 from torch_mi.errors import ModelError, TokenizerError
 from torch_mi.hooks.coordinates import Frame, Text
@@ -19,7 +19,7 @@ from torch_mi.hooks.spec import HookSpec, frozen
 from torch_mi.hooks.trace import Trace, silent
 from torch_mi.manifest import Manifest, Origin, describe_spec, fingerprint, versions
 from torch_mi.memory import running
-from torch_mi.prompts import Batch, Prompt, read_prompt, spelt
+from torch_mi.prompts import Batch, Prompt, read_numbers, read_prompt, spelt
 from torch_mi.results import describe
 from torch_mi.types import Carry, Logits, Tokens, numbers
 
@@ -70,7 +70,7 @@ class MIModel:
         local_files_only: bool = False,
         adapter: str | Path | None = None,
     ) -> "MIModel":
-        """Load a model (Hub id, folder, GGUF file, `"demo"`, `"demo-rwkv"`), with an `adapter` merged.
+        """Load a model (Hub id, folder, GGUF file, `"demo"`), with a LoRA `adapter` merged into it.
 
         `device` is the first GPU unless given; `dtype="auto"` the checkpoint's own. Runs no code.
         """
@@ -341,10 +341,9 @@ class MIModel:
         prefix: Prefix,
     ) -> Batch:
         """The prompt as tokens on the model's device, with padding and positions settled."""
-        if isinstance(start, Residual):
-            batch = Batch.blank(start.x, stream_width(self.backend, start.layer))
-        else:
-            batch = batch_of(self, start)
+        if not isinstance(start, Residual):
+            return batch_of(self, start).place(mask, positions, prefix, self.device)
+        batch = Batch.blank(start.x, stream_width(self.backend, start.layer))
         return batch.place(mask, positions, prefix, self.device)
 
     def _frame(self, batch: Batch, prefix: Prefix, layers: range, *, ends: bool) -> Frame:
@@ -381,7 +380,7 @@ class MIModel:
             model_id=self.origin.model_id,
             revision=self.origin.revision,
             weights=self.fingerprint,
-            tokens=batch.rows() if batch.known else None,
+            tokens=batch.ids(),
             spec=describe_spec(spec),
             attention=attention,
             explicit_layers=trace.explicit_layers(
@@ -395,7 +394,7 @@ class MIModel:
 
 def batch_of(model: MIModel, prompt: Prompt) -> Batch:
     """A prompt of any kind as token ids, padded on the left where lengths differ."""
+    if isinstance(model.backend, ReadsNumbers):
+        return Batch(read_numbers(prompt))
     known = model.tokenizer if model.has_tokenizer else None
-    batch = read_prompt(prompt, known, model.origin.tokenizer_problem)
-    batch.check_ids(model.vocab_size)
-    return batch
+    return read_prompt(prompt, known, model.origin.tokenizer_problem).checked(model.vocab_size)

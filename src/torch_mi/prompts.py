@@ -17,7 +17,9 @@ from torch_mi.types import Carry, numbers
 if TYPE_CHECKING:
     from torch_mi.tokens.tokenizer import MITokenizer
 
-Prompt = str | Tensor | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
+Ids = Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
+Prompt = str | Tensor | Sequence[str] | Ids | Sequence[float] | Sequence[Sequence[float]]
+"""Text or token ids; of a model that reads numbers, the numbers."""
 
 
 @runtime_checkable
@@ -43,7 +45,8 @@ class Batch:
         """The batch of a residual stream [batch pos d_model]: it has no tokens."""
         if residual.ndim != 3 or residual.shape[-1] != width:  # noqa: PLR2004 - its axes
             raise ModelError(
-                f"a Residual of this layer holds [batch pos {width}], got {list(residual.shape)}"
+                f"a Residual of this layer holds [batch pos {width}], got {list(residual.shape)}; "
+                "mi.partial.stream(model, cache, layer) makes one of a run's captures"
             )
         return Batch(torch.zeros(residual.shape[:2], dtype=torch.long), known=False)
 
@@ -62,17 +65,23 @@ class Batch:
             for row, ks in zip(tokens, keep, strict=True)
         ]
 
+    def ids(self) -> list[list[int]] | None:
+        """The same, if there are token ids: a run may start from a residual, or read numbers."""
+        return self.rows() if self.known and not self.tokens.is_floating_point() else None
+
     def columns(self) -> tuple[tuple[int, ...], ...] | None:
         """Where each row, prefix included, has real tokens; `None` if all are."""
         if self.padding is None:
             return None
         return tuple(tuple(numbers(row.nonzero().flatten())) for row in self.padding.cpu())
 
-    def check_ids(self, vocab: int) -> None:
+    def checked(self, vocab: int) -> "Batch":
+        """This batch, if all of its ids are those of tokens."""
         low, high = int(self.tokens.min()), int(self.tokens.max())
         if low < 0 or high >= vocab:
             wrong = low if low < 0 else high
             raise ModelError(f"token id {wrong} is out of range: the model has 0 … {vocab - 1}")
+        return self
 
     def place(
         self, mask: Tensor | None, positions: Tensor | None, prefix: Prefix, device: torch.device
@@ -132,6 +141,21 @@ def read_prompt(
     if all(isinstance(item, int) for item in items):
         return Batch(_read_tensor(torch.tensor(items)))
     return _pad([_row(item, tokenizer, why_none) for item in items], tokenizer)
+
+
+def read_numbers(prompt: object) -> Tensor:
+    """A prompt of a model that reads numbers, [batch pos]."""
+    if isinstance(prompt, str) or not isinstance(prompt, Tensor | Sequence):
+        raise ModelError(f"this model reads numbers [pos] or [batch pos], not {prompt!r}")
+    try:
+        x = prompt if isinstance(prompt, Tensor) else torch.tensor(prompt, dtype=torch.float64)
+    except (TypeError, ValueError) as cause:
+        raise ModelError(f"these are no rows of equally many numbers: {cause}") from cause
+    if x.is_complex() or x.ndim not in (1, 2) or 0 in x.shape:
+        raise ModelError(f"numbers are [pos] or [batch pos], got {list(x.shape)} of {x.dtype}")
+    if not bool(x.isfinite().all()):
+        raise ModelError("a prompt of numbers holds one that is not finite")
+    return x.reshape(-1, x.shape[-1]).to(torch.float64)
 
 
 def spelt(tokenizer: "MITokenizer", ids: list[int]) -> Text:

@@ -162,16 +162,18 @@ def text_of(model: "MIModel", prompt: "Tensor | list[int]") -> str:
 
 def describe(model: "MIModel") -> str:
     """A model in one line."""
-    heads = f"{model.num_heads} heads"
-    if model.num_kv_heads != model.num_heads:
-        heads += f" ({model.num_kv_heads} for keys and values)"
+    heads, sizes = "", model.backend.sizes
+    if "head" in sizes:
+        heads = f"{model.num_heads} heads, "
+    if "kv_head" in sizes and model.num_kv_heads != model.num_heads:
+        heads = f"{model.num_heads} heads ({model.num_kv_heads} for keys and values), "
     family = f"{model.origin.family}, inferred" if model.origin.assumed else model.origin.family
     vocabulary = f"vocabulary {model.vocab_size}"
     if not predicts_tokens(model):
         vocabulary += f" and {model.backend.sizes['vocab']} logits"
     return (
         f"<MIModel {model.origin.model_id!r} ({family}): {model.num_layers} layers, "
-        f"d_model {model.hidden_size}, {heads}, {vocabulary}, "
+        f"d_model {model.hidden_size}, {heads}{vocabulary}, "
         f"{model.num_parameters / 1e6:,.1f} M parameters, "
         f"{str(model.dtype).removeprefix('torch.')} on {model.device}>"
     )

@@ -7,32 +7,23 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from torch_mi.backends.protocol import HeldNorm, Run, Written
+from torch_mi.backends.protocol import HeldNorm, MixedWritten, Run, Written
 from torch_mi.backends.recurrent_points import layer_points, outer_points, sizes_of
+from torch_mi.backends.recurrent_written import written_by
 from torch_mi.backends.transformer import held, normalised, table
-from torch_mi.config.recurrent import RecurrentConfig, Rwkv4, Rwkv5, Rwkv6, Rwkv7
+from torch_mi.config.linear import Hgrn2, RetNet
+from torch_mi.config.recurrent import RecurrentConfig, Rwkv7
+from torch_mi.config.rope import Rope
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Tap, silent
+from torch_mi.nn.hgrn2 import rising
+from torch_mi.nn.mixers import channel_mix, time_mix
 from torch_mi.nn.norm import Norm
+from torch_mi.nn.rotary import Rotary
 from torch_mi.nn.rwkv import Channels
-from torch_mi.nn.rwkv4 import Rwkv4Mix
-from torch_mi.nn.rwkv6 import Rwkv5Mix, Rwkv6Mix
-from torch_mi.nn.rwkv7 import Rwkv7Mix
+from torch_mi.nn.shared import Turn
 from torch_mi.nn.shift import Steps
-from torch_mi.types import Carry, Logits, Mixed, Resid, Tokens, split
-
-
-def time_mix(cfg: RecurrentConfig, layer: int) -> Rwkv4Mix | Rwkv5Mix | Rwkv6Mix | Rwkv7Mix:
-    """How one layer mixes what earlier tokens left."""
-    match cfg.mixer:
-        case Rwkv4():
-            return Rwkv4Mix(cfg, cfg.mixer, layer)
-        case Rwkv5():
-            return Rwkv5Mix(cfg, cfg.mixer, layer)
-        case Rwkv6():
-            return Rwkv6Mix(cfg, cfg.mixer, layer)
-        case Rwkv7():
-            return Rwkv7Mix(cfg, cfg.mixer, layer)
+from torch_mi.types import Carry, Enters, Leaves, Logits, Mixed, Resid, Tokens, split
 
 
 def narrowed(h: Resid, weights: Tensor) -> Resid:
@@ -54,43 +45,49 @@ class RecurrentBlock(nn.Module):
         kind, eps, width = cfg.norm_type, cfg.norm_eps, cfg.hidden_size
         self.norm1 = Norm(kind, eps, width, HookPoint.Ln1Scale, HookPoint.Ln1Normalized)
         self.mix = time_mix(cfg, layer)
-        self.norm2 = Norm(kind, eps, width, HookPoint.Ln2Scale, HookPoint.Ln2Normalized)
-        self.channels = Channels(cfg)
+        self.channels, self.norm2 = channel_mix(cfg), None
+        if self.channels is not None:
+            self.norm2 = Norm(kind, eps, width, HookPoint.Ln2Scale, HookPoint.Ln2Normalized)
 
-    def forward(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
+    def forward(self, x: Enters, steps: Steps, tap: Tap, past: Carry) -> tuple[Leaves, Carry]:
         past = tuple(each.expand(len(x), *each.shape[1:]) for each in past)
-        mid, first, carry = self._time(x, steps, tap, past)
+        x, first, carry = self._time(x, steps, tap, past)
+        if self.channels is None:
+            return self._joined(tap(HookPoint.ResidPost, x), first), carry
+        mid = tap(HookPoint.ResidMid, x)
         h = tap(HookPoint.MlpIn, self.normed(self.norm2, mid, tap))
         out, kept = self.channels(h, steps, tap, past[len(carry) :])
         x = tap(HookPoint.ResidPost, mid + tap(HookPoint.MlpOut, out))
         return self._joined(x, first), (*carry, *kept)
 
-    def remember(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> Carry:
+    def remember(self, x: Enters, steps: Steps, tap: Tap, past: Carry) -> Carry:
         """What `forward` hands on to later tokens, and no more than it takes."""
-        mid, _, carry = self._time(x, steps, tap, past)
-        h = tap(HookPoint.MlpIn, self.normed(self.norm2, mid, tap))
+        x, _, carry = self._time(x, steps, tap, past)
+        if not isinstance(self.channels, Channels):
+            return carry
+        h = tap(HookPoint.MlpIn, self.normed(self.norm2, tap(HookPoint.ResidMid, x), tap))
         return (*carry, *self.channels.remember(h, steps, past[len(carry) :]))
 
-    def normed(self, by: Norm, x: Resid, tap: Tap) -> Resid:
+    def normed(self, by: Norm | None, x: Resid, tap: Tap) -> Resid:
         """The norm of the stream, which may be kept in more precision than the weights."""
-        return narrowed(normalised(by, x, tap), self.channels.key.weight)
+        return narrowed(normalised(by, x, tap), self.mix.o.weight)
 
     def _time(
-        self, x: Resid, steps: Steps, tap: Tap, past: Carry
+        self, x: Enters, steps: Steps, tap: Tap, past: Carry
     ) -> tuple[Resid, Mixed | None, Carry]:
         """The stream after time mixing, the first layer's values, and what is carried on."""
         x, first = self._parted(x)
         x = tap(HookPoint.ResidPre, x)
         h = tap(HookPoint.AttnIn, self.normed(self.norm1, x, tap))
         out, carry, first = self.mix(h, first, steps, tap, past[: self.mix.carried])
-        return tap(HookPoint.ResidMid, x + tap(HookPoint.AttnOut, out)), first, carry
+        return x + tap(HookPoint.AttnOut, out), first, carry
 
-    def _parted(self, x: Resid) -> tuple[Resid, Mixed | None]:
+    def _parted(self, x: Enters) -> tuple[Resid, Mixed | None]:
         """The stream, and the first layer's values if they flow beside it."""
-        beside = narrowed(x[..., self.width :], self.channels.key.weight)
+        beside = narrowed(x[..., self.width :], self.mix.o.weight)
         return x[..., : self.width], split(beside, -1, self.values) if beside.shape[-1] else None
 
-    def _joined(self, x: Resid, first: Mixed | None) -> Resid:
+    def _joined(self, x: Resid, first: Mixed | None) -> Leaves:
         """The stream with what flows beside it."""
         return x if first is None or self.last else torch.cat([x, first.flatten(2)], -1)
 
@@ -111,15 +108,15 @@ class Recurrent(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.tokens = table(cfg.vocab_size, cfg.hidden_size)
-        self.norm0 = Norm(cfg.norm_type, cfg.norm_eps, cfg.hidden_size)
+        kind, eps, width, mixer = cfg.norm_type, cfg.norm_eps, cfg.hidden_size, cfg.mixer
+        self.norm0 = Norm(kind, eps, width) if cfg.embedding_norm else None
+        self.rotary, self.bounds = None, None
+        if isinstance(mixer, RetNet):
+            self.rotary = Rotary(Rope(mixer.theta, mixer.key_size), mixer.key_size)
+        if isinstance(mixer, Hgrn2) and mixer.bounded:
+            self.bounds = nn.Parameter(torch.zeros(cfg.num_layers, mixer.heads * mixer.key_size))
         self.blocks = nn.ModuleList(RecurrentBlock(cfg, i) for i in range(cfg.num_layers))
-        self.norm = Norm(
-            cfg.norm_type,
-            cfg.norm_eps,
-            cfg.hidden_size,
-            HookPoint.FinalScale,
-            HookPoint.FinalNormalized,
-        )
+        self.norm = Norm(kind, eps, width, HookPoint.FinalScale, HookPoint.FinalNormalized)
         self.head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         if cfg.tie_word_embeddings:
             self.head.weight = self.tokens.weight
@@ -158,6 +155,9 @@ class Recurrent(nn.Module):
     def attention_written(self, layer: int) -> Written:  # noqa: ARG002 - nothing is added
         return Written()
 
+    def mixed_written(self, layer: int) -> MixedWritten | None:
+        return written_by(cast("RecurrentBlock", self.blocks[layer]).mix, self.cfg)
+
     def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:
         block = cast("RecurrentBlock", self.blocks[layer])
         flat = x.reshape(1, -1, x.shape[-1])
@@ -175,7 +175,11 @@ class Recurrent(nn.Module):
     def begin(self, run: Run) -> Steps:
         length = run.positions.shape[1]
         real = None if run.padding is None else run.padding[:, run.seen :]
-        return Steps(length, real, run.explicit)
+        bounds = None if self.bounds is None else rising(self.bounds)
+        if self.rotary is None:
+            return Steps(length, real, run.explicit, bounds=bounds)
+        turn = Turn(self.rotary, *self.rotary.tables(run.positions, self.dtype))
+        return Steps(length, real, run.explicit, turn, bounds)
 
     def embed(self, tokens: Tokens, shared: Steps, tap: Tap) -> Resid:  # noqa: ARG002
         x = tap(HookPoint.Embed, self.tokens(tokens))
@@ -184,11 +188,11 @@ class Recurrent(nn.Module):
         return normalised(self.norm0, x, silent)
 
     def block(
-        self, layer: int, x: Resid, shared: Steps, tap: Tap, past: Carry
-    ) -> tuple[Resid, Carry]:
+        self, layer: int, x: Enters, shared: Steps, tap: Tap, past: Carry
+    ) -> tuple[Leaves, Carry]:
         return self.blocks[layer](x, shared, tap, past)
 
-    def remember(self, layer: int, x: Resid, shared: Steps, tap: Tap, past: Carry) -> Carry:
+    def remember(self, layer: int, x: Enters, shared: Steps, tap: Tap, past: Carry) -> Carry:
         return cast("RecurrentBlock", self.blocks[layer]).remember(x, shared, tap, past)
 
     def unembed(self, x: Resid, tap: Tap) -> Logits:

@@ -26,7 +26,9 @@ from torch_mi.cli.knockout import knockout
 from torch_mi.cli.logit_lens import logit_lens
 from torch_mi.cli.patch import patch
 from torch_mi.cli.session import REPORT
+from torch_mi.cli.state import state
 from torch_mi.cli.steer import steer
+from torch_mi.cli.stoicheia import app as stoicheia
 from torch_mi.cli.tokens import tokens
 from torch_mi.cli.trace import trace
 from torch_mi.cli.verify import verify
@@ -84,6 +86,7 @@ VERBS = (
     trace,
     knockout,
     steer,
+    state,
     attribute,
     attention,
     heads,
@@ -100,6 +103,7 @@ VERBS = (
 for verb in VERBS:
     app.command(verb.__name__.replace("_", "-"), no_args_is_help=False)(verb)
 app.command("lens", hidden=True)(logit_lens)
+app.add_typer(stoicheia, help="Tiny networks of AlgZoo, understood completely.")
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ class Session:
         from torch_mi.storage import write_json  # noqa: PLC0415 - needs torch
 
         seconds = round(time.monotonic() - self._started, 3)
-        self._wrote(write_json(self._json, {**data, "time_secs": seconds}))
+        self.wrote(write_json(self._json, {**data, "time_secs": seconds}))
 
     def write_page(self, title: str, lead: str, sections: "Sequence[Section]") -> None:
         """Write pictures and words where `--html` says, if it does."""
@@ -177,9 +177,10 @@ class Session:
         made_by = ", ".join(f"{name} {version}" for name, version in versions().items())
         command = f"torch-mi {shlex.join(sys.argv[1:])}"
         footer = f"Made by `{command}` with {made_by}."
-        self._wrote(page.write(self._html, title, lead, sections, footer))
+        self.wrote(page.write(self._html, title, lead, sections, footer))
 
-    def _wrote(self, path: Path) -> None:
+    def wrote(self, path: Path) -> None:
+        """Note that a file was written."""
         REPORT.saved.append(path)
         self.remark(f"wrote {path}")
 

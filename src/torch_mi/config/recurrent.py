@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from torch_mi.config.linear import Linear
 from torch_mi.config.parts import NormType
 from torch_mi.errors import ConfigError
 
@@ -67,7 +68,8 @@ class Rwkv7:
     norm_eps: float
 
 
-Mixer = Rwkv4 | Rwkv5 | Rwkv6 | Rwkv7
+Rwkv = Rwkv4 | Rwkv5 | Rwkv6 | Rwkv7
+Mixer = Rwkv | Linear
 """How a layer mixes what earlier tokens left with what this one brings."""
 
 
@@ -78,6 +80,15 @@ class ChannelMix(Enum):
     """Squared ReLU behind a gate, both of this token and the one before (RWKV-4 to 6)."""
     Plain = "plain"
     """Squared ReLU of this token and the one before (RWKV-7)."""
+    Swiglu = "swiglu"
+    """A gated MLP of this token alone."""
+    Absent = "absent"
+    """Nothing: a layer is its time mixing (Mamba)."""
+
+    @property
+    def shifts(self) -> bool:
+        """Whether it reads the token before."""
+        return self in (ChannelMix.Gated, ChannelMix.Plain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +98,15 @@ class RecurrentConfig:
     hidden_size: int
     num_layers: int
     intermediate_size: int
+    """Neurons of the channel mixing; 0 where there is none."""
     vocab_size: int
     max_position_embeddings: int
     """The length it was trained on, told to the user; no run is refused for being longer."""
     mixer: Mixer
     channel_mix: ChannelMix
     previous_first: bool
-    """Whether mixing coefficients say how much of the token before is taken, not of this one."""
+    """Whether mixing coefficients say how much of the token before is taken, not of this one; it
+    says nothing where no token before is mixed in."""
     norm_type: NormType
     norm_eps: float
     embedding_norm: bool
@@ -103,9 +116,14 @@ class RecurrentConfig:
     """Whether texts begin with a state that was trained, not with an empty one."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "vocab_size", "intermediate_size"):
+        for name in ("hidden_size", "num_layers", "vocab_size"):
             if int(self.__dict__[name]) <= 0:
                 raise ConfigError(f"{name} is {self.__dict__[name]}; there must be at least one")
+        if (self.intermediate_size > 0) is (self.channel_mix is ChannelMix.Absent):
+            raise ConfigError(
+                f"intermediate_size is {self.intermediate_size} in a model whose channel mixing is "
+                f"{self.channel_mix.value}"
+            )
         if min(self.mixer.heads, self.mixer.key_size, self.mixer.value_size) <= 0:
             raise ConfigError(f"a model without heads, keys or values: {self.mixer}")
 

@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from torch_mi.config.parts import member
+from torch_mi.config.recurrent import RecurrentConfig
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ConfigError, did_you_mean
 
@@ -18,15 +19,19 @@ KIND = "kind"
 JSON_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
-def config_to_json(cfg: TransformerConfig) -> dict[str, object]:
+def config_to_json(cfg: TransformerConfig | RecurrentConfig) -> dict[str, object]:
     """A config as JSON values."""
     return {f.name: _plain(cfg.__dict__[f.name]) for f in fields(cfg)}
 
 
 def config_from_json(data: Mapping[str, object]) -> TransformerConfig:
-    """The config that `config_to_json` wrote down."""
-    made = _object(TransformerConfig, data, "the config")
-    return cast("TransformerConfig", made)
+    """The transformer's config that `config_to_json` wrote down."""
+    return cast("TransformerConfig", _object(TransformerConfig, data, "the config"))
+
+
+def recurrent_from_json(data: Mapping[str, object]) -> RecurrentConfig:
+    """The recurrent model's config that `config_to_json` wrote down."""
+    return cast("RecurrentConfig", _object(RecurrentConfig, data, "the config"))
 
 
 def _plain(value: object) -> object:

@@ -11,6 +11,7 @@ from torch_mi.families.decoder import DECODERS
 from torch_mi.families.family import Family
 from torch_mi.families.gemma3 import GEMMAS, TEXT
 from torch_mi.families.gpt import GPTS
+from torch_mi.families.linear_attention import LINEAR_ATTENTIONS
 from torch_mi.families.linear_bias import LINEAR_BIASES
 from torch_mi.families.modern import MODERN
 from torch_mi.families.moe import MIXTURES
@@ -21,6 +22,7 @@ from torch_mi.families.recurrent import RecurrentFamily
 from torch_mi.families.refusals import code_of, foreign, headless, no_model
 from torch_mi.families.remote import REMOTE
 from torch_mi.families.rwkv import RWKVS
+from torch_mi.families.state_space import STATE_SPACES
 
 __all__ = [
     "FAMILIES",
@@ -45,7 +47,9 @@ FAMILIES: Mapping[str, Family] = {
 """By `model_type`."""
 
 
-RECURRENTS: Mapping[str, RecurrentFamily] = {family.model_type: family for family in RWKVS}
+RECURRENTS: Mapping[str, RecurrentFamily] = {
+    family.model_type: family for family in (*RWKVS, *STATE_SPACES, *LINEAR_ATTENTIONS)
+}
 """Families of recurrent models, by `model_type`."""
 
 
@@ -71,10 +75,15 @@ def find_family(raw: Mapping[str, object]) -> Family:
     name = type_of(raw)
     if name == OWN.model_type:
         return OWN
-    if name not in FAMILIES:
+    if name in RECURRENTS:
         raise ConfigError(
-            f"unsupported model_type: {name!r}; supported are {', '.join(FAMILIES)}"
-            f"{did_you_mean(name, FAMILIES)}{code_of(raw)}"
+            f"{name!r} is recurrent, and no transformer: RECURRENTS[{name!r}].config reads it"
+        )
+    if name not in FAMILIES:
+        known = [*FAMILIES, *RECURRENTS]
+        raise ConfigError(
+            f"unsupported model_type: {name!r}; supported are {', '.join(known)}"
+            f"{did_you_mean(name, known)}{code_of(raw)}"
         )
     return FAMILIES[name]
 

@@ -38,8 +38,7 @@ NOT_TEXT = """
 """
 
 RECURRENT = """
-    falcon_mamba hgrn hgrn2 linear_attn mamba mamba2 retnet xlstm gla
-    gated_deltanet
+    falcon_mamba gated_deltanet gated_deltaproduct hgrn linear_attn xlstm
 """
 
 HYBRIDS = """
@@ -73,11 +72,12 @@ KINDS: Mapping[str, str] = {
     **dict.fromkeys(NOT_TEXT.split(), f"no language model; {RUNS}"),
     **dict.fromkeys(
         RECURRENT.split(),
-        "recurrent in a way that is not modelled here; RWKV-4 to 7 are",
+        "recurrent in a way that is not modelled here; RWKV-4 to 7, Mamba, Mamba-2, GLA, RetNet, "
+        "HGRN2 and DeltaNet are",
     ),
     **dict.fromkeys(
         HYBRIDS.split(),
-        "a hybrid of recurrent and attention layers, and recurrent layers are not supported",
+        "a hybrid of recurrent and attention layers, which is not modelled here",
     ),
 }
 

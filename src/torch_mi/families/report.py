@@ -17,6 +17,7 @@ from torch_mi.families import FAMILIES, OWN, RECURRENTS, read_config, type_of
 from torch_mi.families.auto import BASES, Shapes, infer
 from torch_mi.families.family import Family
 from torch_mi.families.names import Match, Placement, Plan, match
+from torch_mi.families.own import RECURRENT
 from torch_mi.families.readings import readings_of
 from torch_mi.families.refusals import classes, code_of
 from torch_mi.families.rules import brief
@@ -95,6 +96,9 @@ def understand(raw: Mapping[str, object], headers: Headers, measure: Measure) ->
         of = RECURRENTS[name]
         recurrent = of.config(raw, headers())
         return Understood(name, recurrent, partial(of.place, recurrent), of.assumed(raw, recurrent))
+    if name == OWN.model_type and RECURRENT in raw:
+        own = OWN.recurrent(raw)
+        return Understood(name, own, partial(OWN.place, own))
     if name in FAMILIES or name == OWN.model_type:
         family, cfg = read_config(raw)
         return Understood(name, cfg, partial(family.place, cfg))
@@ -107,11 +111,11 @@ def diagnose_recurrent(
     raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Measure
 ) -> Diagnosis:
     """The same of a recurrent model."""
-    name, issues, of = str(raw["model_type"]), list[str](), RECURRENTS[str(raw["model_type"])]
+    name, issues = str(raw["model_type"]), list[str]()
     try:
-        cfg = of.config(raw, shapes)
+        found = understand(raw, lambda: shapes, measure)
         if shapes:
-            plan = of.place(cfg, measure(cfg, shapes), list(shapes))
+            plan = found.place(measure(found.config, shapes), list(shapes))
             issues += misshapen(plan.placements, shapes)
     except (ConfigError, ModelError) as error:
         issues.append(str(error))
@@ -127,7 +131,7 @@ def diagnose(raw: Mapping[str, object], shapes: Mapping[str, Shape], measure: Me
     except ConfigError as error:
         said = str(raw.get("model_type", ""))
         return Diagnosis(said, None, None, "", inferred=False, naming=naming, issues=(str(error),))
-    if name in RECURRENTS:
+    if name in RECURRENTS or (name == OWN.model_type and RECURRENT in raw):
         return diagnose_recurrent(raw, shapes, measure)
     if name not in FAMILIES and name != OWN.model_type:
         return unknown(raw, shapes, measure)

@@ -122,6 +122,17 @@ class HookPoint(StrEnum):
         "batch pos d_model",
         "what time mixing reads of the token before: the norm's output there",
     )
+    RwkvConv = (
+        "blocks.*.rwkv.hook_conv",
+        "batch pos d_conv",
+        "what the short convolution over the last tokens gives, before any nonlinearity; where "
+        "queries, keys and values have one each, side by side",
+    )
+    RwkvDelta = (
+        "blocks.*.rwkv.hook_delta",
+        "batch pos head",
+        "step size of a state space: how far it fades and how much is written, at once",
+    )
     RwkvR = (
         "blocks.*.rwkv.hook_r",
         "batch pos head d_key",
@@ -323,6 +334,14 @@ class HookPoint(StrEnum):
         "batch pos d_model",
         "what the unembedding reads: the final norm's output",
     )
+    RnnPreActivation = "blocks.*.rnn.hook_pre_activation", "batch pos d_mlp", "before the relu"
+    RnnHidden = (
+        "blocks.*.rnn.hook_hidden",
+        "batch pos d_mlp",
+        "neurons after the relu, step by step",
+    )
+    RnnFinalState = "rnn.hook_final_state", "batch d_mlp", "neurons after the last input"
+    RnnOutput = "rnn.hook_output", "batch vocab", "outputs after the last input"
     Logits = "hook_logits", "batch pos vocab", "the output, after any soft-cap"
 
     def __new__(cls, path: str, axes: str, meaning: str, *aliases: str) -> Self:
@@ -336,7 +355,7 @@ class HookPoint(StrEnum):
     @property
     def stepwise(self) -> bool:
         """Whether a run hands this over token by token, as each depends on the one before."""
-        return "d_state" in self.axes
+        return "d_state" in self.axes or self.startswith("blocks.*.rnn.")
 
     @property
     def per_layer(self) -> bool:
@@ -365,6 +384,8 @@ def locate(where: str) -> Hook | HookPoint:
         return where if where.per_layer else Hook(where)
     if not isinstance(where, str):  # pyright: ignore[reportUnnecessaryIsInstance] - users are untyped
         raise HookError(f"{where!r} is not a hook point or a name")
+    if where.startswith("rnn.") and where not in _BY_PATH:  # networks of one layer do not number it
+        where = f"blocks.0.{where}"
     head, _, rest = where.removeprefix("blocks.").partition(".")
     inside = where.startswith("blocks.")
     point = _BY_PATH.get(f"blocks.*.{rest}" if inside else where)

@@ -32,7 +32,7 @@ def faded(log: Tensor, tap: Tap, like: Tensor) -> Tensor:
     if not tap.watches(HookPoint.RwkvW):
         return log
     whole = log.expand(like.shape).exp()
-    seen = tap(HookPoint.RwkvW, whole)
+    seen = tap(HookPoint.RwkvW, whole + nothing(whole))
     if tap.edits(HookPoint.RwkvW):
         return seen.clamp(min=math.exp(LEAST)).log()
     return log.detach() + (seen - whole.detach()) / whole.detach()
@@ -74,10 +74,14 @@ def changed(attention: Tensor, tap: Tap) -> Tensor:
     Gradients pass through what is seen to what is read, and no further: the way that the run itself
     took is another.
     """
-    graph = torch.is_grad_enabled()
-    apart = torch.zeros((), dtype=attention.dtype, device=attention.device, requires_grad=graph)
-    seen = attention.detach() + apart
+    seen = attention.detach() + nothing(attention)
     return (tap(HookPoint.RwkvEffectiveAttn, seen) - seen.detach()).tril()
+
+
+def nothing(like: Tensor) -> Tensor:
+    """A zero by which what it is added to can be differentiated."""
+    graph = torch.is_grad_enabled()
+    return torch.zeros((), dtype=like.dtype, device=like.device, requires_grad=graph)
 
 
 def gated(r: Recurrence, steps: Steps, tap: Tap) -> Recurrence:

@@ -37,7 +37,9 @@ def installed() -> bool:
 def fits(r: Recurrence) -> bool:
     """Whether the kernels can and should run this."""
     wide = max(r.k.shape[-1], r.v.shape[-1]) <= WIDEST
-    return r.v.is_cuda and r.v.dtype in HALVES and wide and r.length >= SHORTEST and installed()
+    alike = r.q.dtype == r.k.dtype == r.v.dtype  # a state space's keys are more precise
+    half = r.v.is_cuda and r.v.dtype in HALVES and alike
+    return half and wide and r.length >= SHORTEST and installed()
 
 
 def fused(r: Recurrence, state: State | None) -> Outcome:
