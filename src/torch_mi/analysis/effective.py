@@ -90,7 +90,7 @@ def effective_attention(
     for layer in chosen:
         weights = run[HookPoint.RwkvEffectiveAttn(layer)][0, list(some)].float()
         values = run[HookPoint.RwkvV(layer)][0] if form == "value_weighted" else None
-        sizes = None if values is None else values[:, list(some)].float().norm(dim=-1).T
+        sizes = None if values is None else values[:, list(some)].float().square().sum(-1).sqrt().T
         made = formed(weights, form, sizes)
         found.append(made.mean(0, keepdim=True) if averaged else made)
     return EffectiveAttention(

@@ -125,6 +125,6 @@ def holds_sums(model: MIModel) -> bool:
 def sizes(model: MIModel, state: Tensor) -> Tensor:
     """How large states [pos head d_key d_state] are [pos head]."""
     if not holds_sums(model):
-        return state.flatten(2).norm(dim=-1)
+        return state.flatten(2).square().sum(-1).sqrt()
     above, below, _ = state[:, :, 0].unbind(-1)
     return torch.where(below == 0, 0.0, above / below).abs()  # both over the same scale

@@ -81,12 +81,12 @@ class StateSteeringResult(Changed):
 def spec_values(spec: StateKnockoutSpec) -> dict[str, object]:
     """A spec, as JSON values."""
     values: dict[str, object] = asdict(spec)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - any tuple
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # pyright: ignore[reportUnknownArgumentType] - any tuple
 
 
 def _fields(data: dict[str, Any]) -> dict[str, Any]:
     """The fields of a spec from JSON, whose lists were tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}  # pyright: ignore[reportUnknownArgumentType] - JSON
 
 
 def state_knockout(  # noqa: PLR0913 - an experiment is made of choices
