@@ -215,7 +215,7 @@ def rank(c: Reader, seen: Evidence, key: str, letter: str) -> int:
 
 def eps_assumed(raw: Mapping[str, object], cfg: RecurrentConfig) -> tuple[str, ...]:
     """Which epsilon the norm over heads has, if nothing says so."""
-    if raw.keys() & {"group_norm_eps", "head_size_divisor"} or isinstance(cfg.mixer, Rwkv4):
+    if raw.keys() & {"group_norm_eps", "head_size_divisor"} or not isinstance(cfg.mixer, Rwkv5):
         return ()
     return (
         f"the norm over heads has an epsilon of {cfg.mixer.norm_eps:g}; the first runtimes of "
