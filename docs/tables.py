@@ -13,7 +13,8 @@ from typing import Any
 from docs import verbs
 from torch_mi.config.parts import BlockLayout, Over
 from torch_mi.config.transformer import TransformerConfig
-from torch_mi.families import FAMILIES, Family
+from torch_mi.families import FAMILIES, RECURRENTS, Family, RecurrentFamily
+from torch_mi.families.evidence_recurrent import Evidence
 from torch_mi.families.rules import Reader
 from torch_mi.families.sources import Rows, Source, source_name, source_of
 from torch_mi.hooks.point import HookPoint
@@ -54,6 +55,12 @@ LAYOUT_WORDS = {
     "Grouped": ", part{part}, taking turns",
     "Stack": ", one tensor for each expert",
     "Slabs": ", part{part} of a stack for each expert",
+    "Flat": "",
+    "RowOf": ", one row of a stack",
+    "Exponential": ", as a logarithm",
+    "NamedTransposed": ", transposed",
+    "MixDown": ", transposed, the five in another order",
+    "MixUp": ", transposed, the five in another order",
 }
 
 
@@ -96,15 +103,30 @@ def hooks_inside() -> str:
 
 
 def availability() -> str:
-    """The points that not every family has, and which have them."""
-    models = {name: tiny(name) for name in FAMILIES}
+    """The points that not every transformer has, and which families have them."""
+    others = {point for name in RECURRENTS for point in tiny(name).backend.hook_points}
+    ours = {point for name in FAMILIES for point in tiny(name).backend.hook_points}
+    return absent(FAMILIES, [p for p in HookPoint if p in ours or p not in others])
+
+
+def recurrent_availability() -> str:
+    """The points of recurrent models: those of all, and those of some."""
+    has = [tiny(name).backend.hook_points for name in RECURRENTS]
+    everywhere = [p for p in HookPoint if all(p in points for points in has)]
+    some = [p for p in HookPoint if any(p in points for points in has)]
+    return f"- {code(p.name for p in everywhere)}: in all.\n{absent(RECURRENTS, some)}"
+
+
+def absent(families: Iterable[str], points: Iterable[HookPoint]) -> str:
+    """Which of some points not every one of some families has, and which have them."""
+    models = {name: tiny(name) for name in families}
     found: dict[str, list[HookPoint]] = {}
-    for point in HookPoint:
+    for point in points:
         has = [n for n, model in models.items() if point in model.backend.hook_points]
-        absent = [name for name in models if name not in has]
-        where = f"in {code(has)}" if len(has) <= len(absent) else f"not in {code(absent)}"
+        lacks = [name for name in models if name not in has]
+        where = f"in {code(has)}" if len(has) <= len(lacks) else f"not in {code(lacks)}"
         where = where if has else "in models written by hand alone"
-        if absent:
+        if lacks:
             found.setdefault(where, []).append(point)
     return "\n".join(f"- {code(p.name for p in group)}: {w}." for w, group in found.items())
 
@@ -276,12 +298,43 @@ def written(source: Source) -> str:
     return name + LAYOUT_WORDS.get(kind, f", {kind.lower()}").format(part=part)
 
 
+SPELLINGS = {"rwkv.": "Hugging Face", "model.": "fla", "": "the authors"}
+"""Whose names a table has, by how they begin."""
+
+
+def recurrent() -> str:
+    """Each recurrent family: the keys that it reads, and its names in every spelling."""
+    return "\n\n".join(recurrent_section(family) for family in RECURRENTS.values())
+
+
+def recurrent_section(family: RecurrentFamily) -> str:
+    """One recurrent family, its names folded away."""
+    reader = Reader({"model_type": family.model_type, "vocab_size": 10, **family.tiny})
+    family.read(reader, Evidence())
+    parts = [f"### `{family.model_type}`", f"Reads {code(sorted(reader.asked))}."]
+    only = [f"`{key}` = {code(map(repr, said)) or 'null'}" for key, said in family.fixed.items()]
+    parts += ["Refused unless: " + "; ".join(only) + "."] if only else []
+    seen = set[str]()
+    for names in family.tables:
+        outside = source_name(names["tokens"])
+        whose = next(who for start, who in SPELLINGS.items() if outside.startswith(start))
+        rows = [(f"`{ours}`", written(source)) for ours, source in names.items()]
+        more = ", otherwise stored" if whose in seen else ""
+        seen.add(whose)
+        named = table(("our module", "in the checkpoint"), rows)
+        title = f"names of {whose}{more}"
+        parts.append(f"<details><summary>{title}</summary>\n\n{named}\n\n</details>")
+    return "\n\n".join(parts)
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "hooks outside the layers": hooks_outside,
     "hooks of a layer": hooks_inside,
     "absent hooks": availability,
+    "hooks of recurrent models": recurrent_availability,
     "arithmetic": arithmetic,
     "differences": differences,
+    "recurrent families": recurrent,
     "common options": verbs.common,
     "verbs": verbs.reference,
 }

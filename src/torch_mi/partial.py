@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_mi.backends.protocol import Run, offer_of
+from torch_mi.backends.protocol import Run, offer_of, stream_width
 from torch_mi.cache import HookCache, Prefix, Residual
 from torch_mi.errors import ModelError
 from torch_mi.hooks.point import Hook, HookPoint
@@ -137,6 +137,12 @@ def stream(model: MIModel, cache: HookCache, layer: int) -> Tensor:
     """
     parts = [cache[point(layer)] for point in model.backend.stream_points(layer)]
     return parts[0] if len(parts) == 1 else torch.cat([part.flatten(2) for part in parts], -1)
+
+
+def blank(model: MIModel, layer: int, rows: int) -> Residual:
+    """Zeros to start `layer` from, as `rows` texts of one token."""
+    width = stream_width(model.backend, layer)
+    return Residual(layer, torch.zeros(rows, 1, width, dtype=model.dtype, device=model.device))
 
 
 def entering(model: MIModel, x: Tensor, tap: Tap) -> Tensor:

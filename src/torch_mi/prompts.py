@@ -45,7 +45,8 @@ class Batch:
         """The batch of a residual stream [batch pos d_model]: it has no tokens."""
         if residual.ndim != 3 or residual.shape[-1] != width:  # noqa: PLR2004 - its axes
             raise ModelError(
-                f"a Residual of this layer holds [batch pos {width}], got {list(residual.shape)}"
+                f"a Residual of this layer holds [batch pos {width}], got {list(residual.shape)}; "
+                "mi.partial.stream(model, cache, layer) makes one of a run's captures"
             )
         return Batch(torch.zeros(residual.shape[:2], dtype=torch.long), known=False)
 

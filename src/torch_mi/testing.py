@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torch_mi.backends.transformer import Transformer
+from torch_mi.backends.build import Config, build
 from torch_mi.errors import ConfigError, did_you_mean
-from torch_mi.families import FAMILIES, read_config
+from torch_mi.families import FAMILIES, RECURRENTS, read_config
 from torch_mi.laws import (
     LAWS,
     Law,
@@ -69,15 +69,16 @@ __all__ = [
 CHARACTERS = ("<s>", "\n", *map(chr, range(32, 127)))
 """The vocabulary of a tiny model: what begins a text, and every printable character."""
 
+SHARED: Mapping[str, object] = {"vocab_size": len(CHARACTERS), "max_position_embeddings": 64}
+
 COMMON: Mapping[str, object] = {
+    **SHARED,
     "hidden_size": 24,
     "intermediate_size": 40,
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "head_dim": 10,
-    "vocab_size": len(CHARACTERS),
-    "max_position_embeddings": 64,
     "rope_theta": 100.0,
     "bos_token_id": 0,
 }
@@ -96,27 +97,57 @@ def tiny(
     Every parameter is random, so that gains are not one and biases not zero. `changes` are keys of
     the family's `config.json`.
     """
-    if family not in FAMILIES:
-        raise ConfigError(
-            f"there is no tiny model of {family!r}; there are {', '.join(FAMILIES)}"
-            f"{did_you_mean(family, FAMILIES)}"
-        )
-    of = FAMILIES[family]
-    raw = {"model_type": family, **COMMON, **of.respelt(of.tiny), **of.respelt(changes or {})}
-    cfg = read_config(raw)[1]
-    backend = Transformer(cfg)
+    cfg = tiny_config(family, changes or {})
+    backend = build(cfg)
     dice = torch.Generator().manual_seed(seed)
+    of = drawn_recurrent if family in RECURRENTS else drawn
     with torch.no_grad():
         for name, value in backend.named_parameters():
-            noise = torch.randn(value.shape, generator=dice)
-            if value.ndim == 1:
-                noise = name.endswith("weight") + 0.3 * noise
-            elif name != "tokens.weight":
-                noise = noise / value.shape[-1] ** 0.5
-            value.copy_(noise)
+            value.copy_(of(name, value.shape, dice))
     backend = backend.to(device, dtype).eval()
     reads = cfg.vocab_size == len(CHARACTERS)
     return MIModel(backend, _characters() if reads else None, Origin(f"tiny:{family}", family))
+
+
+def tiny_config(family: str, changes: Mapping[str, object]) -> Config:
+    """What the tiny model of a family computes."""
+    if family in RECURRENTS:
+        return RECURRENTS[family].config(
+            {"model_type": family, **SHARED, **RECURRENTS[family].tiny, **changes}
+        )
+    if family not in FAMILIES:
+        known = [*FAMILIES, *RECURRENTS]
+        raise ConfigError(
+            f"there is no tiny model of {family!r}; there are {', '.join(known)}"
+            f"{did_you_mean(family, known)}"
+        )
+    of = FAMILIES[family]
+    raw = {"model_type": family, **COMMON, **of.respelt(of.tiny), **of.respelt(changes)}
+    return read_config(raw)[1]
+
+
+def drawn(name: str, shape: torch.Size, dice: torch.Generator) -> Tensor:
+    """A parameter of a transformer: gains near one, and maps that keep the size of things."""
+    noise = torch.randn(shape, generator=dice)
+    if len(shape) == 1:
+        return name.endswith("weight") + 0.3 * noise
+    return noise if name == "tokens.weight" else noise / shape[-1] ** 0.5
+
+
+def drawn_recurrent(name: str, shape: torch.Size, dice: torch.Generator) -> Tensor:
+    """A parameter of a recurrent model, in which no state explodes or is gone at once."""
+    path = name.split(".")
+    if path[-1].startswith("mix_") and len(shape) == 1:
+        return torch.rand(shape, generator=dice)
+    noise = torch.randn(shape, generator=dice)
+    if path[-1] == "decay" or name.endswith("decay.up.bias"):
+        return 0.4 * noise - 1
+    if path[-2].startswith("norm") or path[-1] in ("erased", "kept"):
+        return (path[-1] != "bias") + 0.3 * noise
+    if path[-1] in ("bias", "bonus"):
+        return 0.5 * noise
+    inner = shape[-2] if path[-1].startswith("mix_") else shape[-1]  # those are kept [in, out]
+    return noise if name == "tokens.weight" else noise / inner**0.5
 
 
 @cache

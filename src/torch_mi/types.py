@@ -8,6 +8,10 @@ from torch import Tensor
 
 Tokens = Int[Tensor, "batch pos"]
 Resid = Float[Tensor, "batch pos d_model"]
+Enters = Float[Tensor, "batch pos enters"]
+"""The residual stream, and what flows beside it."""
+Leaves = Float[Tensor, "batch pos leaves"]
+"""The same behind a layer, where more may flow, or less."""
 Heads = Float[Tensor, "batch pos head d_head"]
 Keys = Float[Tensor, "batch key kv_head d_head"]
 """Keys, those of earlier tokens included."""

@@ -11,7 +11,7 @@ from tests.laws import examples
 from torch_mi import testing
 from torch_mi.config.parts import NormType
 from torch_mi.errors import ConfigError
-from torch_mi.families import FAMILIES
+from torch_mi.families import FAMILIES, RECURRENTS
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
@@ -40,9 +40,9 @@ def test_law(law: testing.Law, family: str) -> None:
     hold()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *RECURRENTS])
 def test_every_family_says_what_its_tiny_model_is(family: str) -> None:
-    assert FAMILIES[family].tiny
+    assert {**FAMILIES, **RECURRENTS}[family].tiny
     assert testing.tiny(family).origin.family == family
 
 
@@ -59,6 +59,17 @@ def test_tiny_models_leave_nothing_at_its_default(family: str) -> None:
     assert model.fingerprint == same.fingerprint != other.fingerprint
 
 
+@pytest.mark.parametrize("family", RECURRENTS)
+def test_tiny_recurrent_models_leave_nothing_at_its_default(family: str) -> None:
+    model = testing.tiny(family)
+    for name, value in model.backend.named_parameters():
+        assert value.std() > 0.05, f"all of {name} is alike"
+    mixer = model.config.mixer
+    assert family == "rwkv7" or mixer.heads * mixer.value_size != model.config.hidden_size
+    other = testing.tiny(family, seed=1)
+    assert model.fingerprint == testing.tiny(family).fingerprint != other.fingerprint
+
+
 def test_tiny_models_load_by_name() -> None:
     model = MIModel.from_pretrained("tiny:gemma2", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
@@ -66,6 +77,7 @@ def test_tiny_models_load_by_name() -> None:
     assert model.to_str_tokens("a b") == ["<s>", "a", " ", "b"]
     wanted = testing.tiny("gemma2", dtype=torch.bfloat16)
     assert model.fingerprint == wanted.fingerprint
+    assert MIModel.from_pretrained("tiny:rwkv7").origin.family == "rwkv7"
     with pytest.raises(ConfigError, match=r"no tiny model of 'gema2'.*did you mean 'gemma2'"):
         MIModel.from_pretrained("tiny:gema2")
 

@@ -185,7 +185,7 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path):
     [
         ("model-Q4.gguf", "model-Q4.gguf is GGUF"),
         ("params.npz", "NumPy arrays"),
-        ("consolidated.00.pth", "a PyTorch pickle"),
+        ("consolidated.00.pth", "is damaged, or holds more than tensors"),
         ("adapter_model.safetensors", "an adapter .LoRA.: load its base model with adapter="),
         ("flax_model.msgpack", "Flax weights"),
         ("weights.safetensors", "if weights.safetensors holds the model's weights, name it"),
@@ -194,6 +194,13 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path):
 def test_other_formats_say_what_to_do(tmp_path: Path, name: str, advice: str):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(FileError, match=advice):
+        Checkpoint(tmp_path)
+
+
+def test_one_pickle_of_several_is_to_be_named(tmp_path: Path):
+    for name in ("consolidated.00.pth", "consolidated.01.pth"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(FileError, match="a PyTorch pickle, one of several: give the path"):
         Checkpoint(tmp_path)
 
 

@@ -147,9 +147,15 @@ def test_a_near_folder_is_suggested(tmp_path: Path):
 
 
 def test_a_file_is_no_model(tmp_path: Path):
-    (tmp_path / "model.safetensors").write_text("x")
+    (tmp_path / "model.npz").write_text("x")
     with pytest.raises(FileError, match="give the folder that holds it"):
-        locate(tmp_path / "model.safetensors")
+        locate(tmp_path / "model.npz")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a.gguf"])
+def test_a_file_of_weights_is_what_it_holds(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("x")
+    assert locate(tmp_path / name) == Source(tmp_path, "a", None, tmp_path / name)
 
 
 # --- the Hub --------------------------------------------------------------------------------------

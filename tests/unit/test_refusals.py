@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from torch_mi.compatibility import check
 from torch_mi.errors import ConfigError, FileError, MIError
-from torch_mi.families import FAMILIES, read_config
+from torch_mi.families import FAMILIES, RECURRENTS, read_config
 from torch_mi.families.refusals import HYBRIDS, KINDS, OTHERWISE
 from torch_mi.model import MIModel
 
@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Raw, str]] = {
     ),
     "speech": ({"model_type": "whisper", "d_model": 384}, "'whisper' is no language model"),
     "images": ({"model_type": "vit", "hidden_size": 768}, "'vit' is no language model"),
-    "recurrent": ({"model_type": "rwkv6"}, "'rwkv6' is recurrent: it has a state in place of"),
+    "recurrent": ({"model_type": "mamba"}, "'mamba' is recurrent in a way that is not modelled"),
     "hybrid": ({"model_type": "jamba"}, "'jamba' is a hybrid of recurrent and attention layers"),
     "attention sinks": ({"model_type": "gpt_oss"}, "a learned sink that takes part"),
     "remote code": (
@@ -149,9 +149,6 @@ GENUINE = {
     "llama4/meta-llama__llama-4-scout-17b-16e-instruct": "'llama4' is multimodal",
     "mamba/state-spaces__mamba-130m-hf": "'mamba' is recurrent",
     "mamba2/mamba2-780m-hf": "'mamba2' is recurrent",
-    "rwkv5/rwkv5_3b": "'rwkv5' is recurrent",
-    "rwkv6/rwkv__v6-finch-1b6-hf": "'rwkv6' is recurrent",
-    "rwkv7/rwkv__rwkv7-goose-pile-168m-hf": "'rwkv7' is recurrent",
     "qwen/qwen": "never run here",
 }
 
@@ -171,7 +168,7 @@ def test_published_models_of_other_kinds(model: str, tmp_path: Path) -> None:
 
 
 def test_no_family_is_listed_as_foreign() -> None:
-    assert not set(FAMILIES) & (set(KINDS) | set(OTHERWISE))
+    assert not {*FAMILIES, *RECURRENTS} & (set(KINDS) | set(OTHERWISE))
     assert set(HYBRIDS.split()) <= set(KINDS)
 
 

@@ -132,6 +132,6 @@ def test_a_closed_gate_has_a_gradient() -> None:
 def test_halves_are_summed_in_float32() -> None:
     k, v, decay, bonus, gate = (x.bfloat16() for x in draw(50, gated=True))
     mean, state = wkv4(k, v, decay, bonus, gate, None)
-    right, _ = wkv4(*(x.float() for x in (k, v, decay, bonus, gate)), None)
+    right, _ = wkv4(k.float(), v.float(), decay.float(), bonus.float(), gate.float(), None)
     assert (mean.dtype, state.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(mean, right.bfloat16())

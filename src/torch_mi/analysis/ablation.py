@@ -13,7 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torch_mi.analysis.patching import POINTS, Axis, Cut, Pairs, cut_of, labels_along
+from torch_mi.analysis.patching import (
+    Axis,
+    Cut,
+    Pairs,
+    cut_of,
+    labels_along,
+    point_named,
+    points_of,
+)
 from torch_mi.errors import InterventionError, did_you_mean
 from torch_mi.hooks.coordinates import At, Place
 from torch_mi.hooks.interventions import Replace
@@ -28,8 +36,6 @@ from torch_mi.sweeps.run import sweep
 
 Method = Literal["zero", "mean", "resample"]
 METHODS = ("zero", "mean", "resample")
-PLACES = {name: point for name, point in POINTS.items() if point is not HookPoint.AttnPattern}
-"""What can be ablated: "z" by head, "mlp_post" by neuron, "attn_out" and "mlp_out" by layer, …"""
 
 
 def ablate(  # noqa: PLR0913 - an experiment is made of choices
@@ -98,7 +104,8 @@ def ablate_together(  # noqa: PLR0913 - an experiment is made of choices
     """The score with each group of parts taken out at once; a part is (layer, head or neuron)."""
     rows = batch_of(model, prompts).rows()
     others = rows if reference is None else batch_of(model, reference).rows()
-    point, axis = _point(at), _part(at)
+    point = _point(model, at)
+    axis = _part(point, at)
     hooks = _hooks(model, point, groups)
     source = Source(model, hooks, rows, others, method, seed, itself=reference is None)
     found = sweep(
@@ -229,24 +236,24 @@ def _cut(
     pairs: Pairs,
 ) -> Cut:
     """The places to ablate; streams by layer unless told otherwise."""
-    parts = set(_point(at).axes) & {"head", "kv_head", "d_mlp"}
+    parts = set(_point(model, at).axes) & {"head", "kv_head", "d_mlp"}
     axes: Sequence[Axis] | None = ("layer",) if by is None and not parts else by
     return cut_of(model, at, axes, layers, pairs)
 
 
-def _point(at: str) -> HookPoint:
-    if at not in PLACES:
-        raise InterventionError(
-            f"at={at!r} cannot be ablated; choose {', '.join(PLACES)}{did_you_mean(at, PLACES)}"
-        )
-    return PLACES[at]
+def _point(model: MIModel, at: str) -> HookPoint:
+    """The point that a name means: "z" by head, "attn_out" by layer, and others."""
+    places = [name for name in points_of(model) if name != "pattern"]
+    if at in ("pattern", "every_block"):
+        raise InterventionError(f"at={at!r} cannot be ablated; choose {', '.join(places)}")
+    return point_named(model, at, without=())
 
 
-def _part(at: str) -> str:
+def _part(point: HookPoint, at: str) -> str:
     """What the parts of an activation are called."""
-    axes = _point(at).axes
+    axes = point.axes
     if "d_mlp" in axes:
         return "neuron"
     if not {"head", "kv_head"} & set(axes):
-        raise InterventionError(f"at={at!r} has no parts; choose z, q, k, v or mlp_post")
+        raise InterventionError(f"at={at!r} has no parts; choose one by head, or mlp_post")
     return "head"

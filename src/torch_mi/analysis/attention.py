@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from torch_mi.analysis.edges import instead
 from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
@@ -138,8 +139,9 @@ def attentions(
     heads: int | Sequence[int] | None = None,
 ) -> list[AttentionPatterns]:
     """The attention patterns of each prompt, run as one batch."""
-    chosen = _among("layer", layers, model.num_layers)
-    some = _among("head", heads, model.num_heads)
+    needs_patterns(model)
+    chosen = among("layer", layers, model.num_layers)
+    some = among("head", heads, model.num_heads)
     batch = batch_of(model, prompts)
     spec = HookSpec().capture(*(HookPoint.AttnPattern(layer) for layer in chosen))
     cache = model.forward(batch.tokens, spec, attention_mask=batch.real, stop=max(chosen) + 1)
@@ -152,7 +154,7 @@ def attentions(
         out.append(
             AttentionPatterns(
                 model_id=model.origin.model_id,
-                prompt=text_of(model, [i for i, odd in zip(ids, special, strict=True) if not odd]),
+                prompt=words_of(model, ids),
                 token_ids=tuple(ids),
                 tokens=pieces_of(model, ids),
                 special=special,
@@ -165,7 +167,20 @@ def attentions(
     return out
 
 
-def _among(name: str, wanted: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
+def needs_patterns(model: MIModel) -> None:
+    """Raise `ModelError` unless the model has attention patterns."""
+    if HookPoint.AttnPattern not in model.backend.hook_points:
+        hint = "effective_attention in torch_mi.analysis.effective shows what its states do instead"
+        raise ModelError(f"this model has no attention patterns{instead(model, hint)}")
+
+
+def words_of(model: MIModel, ids: list[int]) -> str:
+    """The text of a prompt without what stands for structure."""
+    special = special_in(model, ids)
+    return text_of(model, [i for i, odd in zip(ids, special, strict=True) if not odd])
+
+
+def among(name: str, wanted: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
     """The numbers that are wanted, or all of them."""
     if wanted is None:
         return tuple(range(count))

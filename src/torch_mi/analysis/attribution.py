@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from torch_mi.analysis.terms import Stream, Term, run_for
+from torch_mi.analysis.terms import Stream, Term, heads_apart, run_for
 from torch_mi.errors import ModelError
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
@@ -25,10 +25,10 @@ from torch_mi.prompts import Prompt
 from torch_mi.results import Result, data_frame, floats, pieces_of, position_in, text_of
 
 FORM = "torch-mi attribution 1"
-HEADS = frozenset({"heads"})
 KINDS = (
     "embedding",
     "positions",
+    "attention",
     "head",
     "attention bias",
     "mlp",
@@ -76,8 +76,8 @@ class Attribution(Result):
         return sorted(self.shares, key=lambda share: -abs(share.value))[:k]
 
     def heads(self) -> Tensor:
-        """The heads' shares [layer head]."""
-        found = [share for share in self.shares if share.kind == "head"]
+        """The heads' shares [layer head]; the layers' as one head, where heads are not apart."""
+        found = [share for share in self.shares if share.kind in ("head", "attention")]
         width = 1 + max(share.head or 0 for share in found)
         return torch.tensor([share.value for share in found]).reshape(-1, width)
 
@@ -122,13 +122,15 @@ def attribute(
 ) -> Attribution:
     """Each head's and MLP's share of the logit of `target`, or of its lead over `versus`.
 
-    At one `position` of one prompt; biases have their own rows.
+    At one `position` of one prompt; biases have their own rows. In recurrent models heads are those
+    that read a state; where each has one channel (RWKV-4), a layer's time mixing is one term.
     """
     batch = batch_of(model, prompt)
     if len(batch.tokens) != 1:
         raise ModelError(f"attribute takes one prompt, got {len(batch.tokens)}")
     place = position_in(batch.shape[1], position)
-    cache = run_for(model, batch.tokens, HEADS, final_points(model))
+    split = frozenset({"heads"} if heads_apart(model) else ())
+    cache = run_for(model, batch.tokens, split, final_points(model))
     wanted = model.token_id(target, output=True)
     other = None if versus is None else model.token_id(versus, output=True)
     direction = Direction.of(model, wanted, other)
@@ -139,7 +141,7 @@ def attribute(
         position=place,
         target=pieces_of(model, [wanted], output=True)[0],
         versus=None if other is None else pieces_of(model, [other], output=True)[0],
-        shares=tuple(_shares(Stream(model, cache, (place,), HEADS), direction)),
+        shares=tuple(_shares(Stream(model, cache, (place,), split), direction)),
         logit=float(cache[HookPoint.FinalNorm][0, place].double() @ direction.vector)
         + direction.bias,
         manifest=cache.manifest,

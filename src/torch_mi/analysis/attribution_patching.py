@@ -17,13 +17,13 @@ from torch import Tensor
 
 from torch_mi.analysis.gradients import Reading, Slopes, differentiable, slopes
 from torch_mi.analysis.patching import (
-    POINTS,
     Axis,
     Cut,
     Direction,
     Pairs,
     cut_of,
     labels_along,
+    points_of,
     read_pairs,
 )
 from torch_mi.cache import HookCache
@@ -104,7 +104,11 @@ def attribution_patches(  # noqa: PLR0913 - an experiment is made of choices
     """`attribution_patch` at several places, or at all the model has, for the price of one."""
     check_method(method, steps)
     pairs = read_pairs(model, clean, corrupted, direction)
-    names = at or [name for name, point in POINTS.items() if point in model.backend.hook_points]
+    names = at or [
+        name
+        for name, point in points_of(model).items()
+        if point in model.backend.hook_points and not point.stepwise
+    ]
     cuts = {name: cut_of(model, name, by, layers, pairs) for name in names}
     for name, cut in cuts.items():
         if "layer" not in cut.axes and len(cut.layers) > 1:

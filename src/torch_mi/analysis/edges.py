@@ -142,6 +142,11 @@ class KnockoutSpec(EdgeSpec):
         return spec
 
 
+def instead(model: MIModel, hint: str) -> str:
+    """What to do in a recurrent model; nothing for others."""
+    return f"; {hint}" if HookPoint.RwkvState in model.backend.hook_points else ""
+
+
 def expanded(spec: EdgeSpec, seq_len: int) -> list[tuple[int, int]]:
     """Every edge as (query, key), each once, in the order in which they were named."""
     every = range(seq_len)
@@ -179,6 +184,11 @@ def check_edges(spec: EdgeSpec, model: MIModel, seq_len: int) -> None:
             ".from_position(query) or .to_position(key)"
         )
     having = layers_of(EdgeSpec(), model)
+    if not having:
+        raise InterventionError(
+            "this model has no attention whose edges could be edited"
+            + instead(model, "torch_mi.analysis.states removes what tokens write to its states")
+        )
     for layer in spec.layers or ():
         if layer not in having:
             raise InterventionError(f"layer {layer} has no attention scores; layers {having} do")

@@ -233,6 +233,12 @@ def slopes(
     `metrics` are those of each row, where they are not to be taken from this very run.
     """
     model = reading.model
+    for hook in hooks:
+        if hook.point.stepwise:
+            raise InterventionError(
+                f"there is no gradient at {hook!r}: a run hands its state over token by token, and "
+                "goes on without what was kept; RwkvWrite, RwkvW, RwkvK and RwkvWkv have gradients"
+            )
     full = HookSpec() if spec is None else spec.copy()
     full.capture(*hooks)
     ended = any(map(_at_the_end, (*full.captures["after"], *(place for place, _ in full.edits))))

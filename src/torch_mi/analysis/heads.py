@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from torch_mi.analysis.edges import instead
 from torch_mi.cache import Residual
 from torch_mi.errors import ModelError, did_you_mean
 from torch_mi.hooks.point import HookPoint
@@ -122,6 +123,10 @@ def find_heads(
         raise ModelError(
             f"kind={kind!r} is not one of {', '.join(SCORES)}{did_you_mean(kind, SCORES)}"
         )
+    needed = HookPoint.AttnResult if kind == "copying" else HookPoint.AttnPattern
+    if needed not in model.backend.hook_points:
+        hint = "effective_attention in torch_mi.analysis.effective shows what its states do instead"
+        raise ModelError(f"this model has no attention heads to score{instead(model, hint)}")
     if length < 2 or repeats < 1:  # noqa: PLR2004 - a sequence of one has no next token
         raise ModelError(f"length={length} needs to be at least 2, repeats={repeats} at least 1")
     tokens, start = repeated(model, length, repeats, seed)

@@ -15,7 +15,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from torch_mi.analysis.attribution import HEADS, Direction, final_points, measured
+from torch_mi.analysis.attention import needs_patterns
+from torch_mi.analysis.attribution import Direction, final_points, measured
 from torch_mi.analysis.terms import Stream, run_for
 from torch_mi.cache import HookCache
 from torch_mi.errors import ModelError
@@ -25,6 +26,7 @@ from torch_mi.model import MIModel, batch_of
 from torch_mi.prompts import Prompt
 from torch_mi.results import Result, data_frame, floats, pieces_of, position_in, text_of
 
+HEADS = frozenset({"heads"})
 FORM = "torch-mi movers 1"
 Word = str | int
 
@@ -122,6 +124,7 @@ def find_movers(
     A word, or a list with one for each prompt. Shares are of direct logit attribution at one
     `position` of every prompt, from its end if negative; prompts may be of different lengths.
     """
+    needs_patterns(model)
     rows = batch_of(model, prompts).rows()
     wanted = _ids(model, "target", target, len(rows))
     others = _ids(model, "versus", versus, len(rows))

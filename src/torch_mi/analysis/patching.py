@@ -44,6 +44,18 @@ POINTS = {
 }
 """What can be patched: the streams by layer and position, the heads' tensors by layer and head,
 the neurons by layer and neuron."""
+STATE_POINTS = {
+    "state": HookPoint.RwkvState,
+    "wkv": HookPoint.RwkvWkv,
+    "r": HookPoint.RwkvR,
+    "k": HookPoint.RwkvK,
+    "v": HookPoint.RwkvV,
+    "w": HookPoint.RwkvW,
+    "g": HookPoint.RwkvG,
+}
+"""What recurrent models have in the place of attention: the state by layer and position, the heads'
+tensors by layer and head."""
+ONLY_ATTENTION = ("q", "k", "v", "z", "pattern")
 EVERY_BLOCK = ("resid_pre", "attn_out", "mlp_out")
 """The three panels of `at="every_block"`."""
 AXES = ("layer", "pos", "head", "neuron", "query", "key")
@@ -93,8 +105,10 @@ def patch(  # noqa: PLR0913 - an experiment is made of choices
 
     `at` is "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out" (by layer and position),
     "z", "q", "k", "v" or "pattern" (by layer and head), "mlp_post" (by layer and neuron), or
-    "every_block": "resid_pre", "attn_out" and "mlp_out" in three panels. `by` chooses other axes,
-    as `("layer", "pos", "head")`; along an axis that is not named everything is put in at once.
+    "every_block": "resid_pre", "attn_out" and "mlp_out" in three panels. In recurrent models it is
+    "state" (the state after a token, by layer and position) or "wkv", "r", "k", "v", "w" or "g" (by
+    layer and head) in the place of attention's. `by` chooses other axes, as `("layer", "pos",
+    "head")`; along an axis that is not named everything is put in at once.
     `layers` limits the patching to some layers.
 
     "denoising" puts the clean prompt's activations into the corrupted run, "noising" the other way
@@ -180,9 +194,10 @@ def cut_of(
     pairs: Pairs,
 ) -> Cut:
     """The places at which one kind of activation is patched."""
-    point = _point(at)
+    point = point_named(model, at)
     has = {NAME.get(axis, axis): axis for axis in point.axes if axis in NAME and axis != "batch"}
-    default = "neuron" if "neuron" in has else "head" if "head" in has else "pos"
+    parted = not point.stepwise  # a state is first of all a token's
+    default = "neuron" if "neuron" in has else "head" if "head" in has and parted else "pos"
     axes = tuple(by) if by is not None else ("layer", default)
     own = ("layer", *(name for name in AXES if name in has))
     wrong = [axis for axis in axes if axis not in own]
@@ -227,13 +242,28 @@ def _layers(
     return some
 
 
-def _point(at: str) -> HookPoint:
-    if at not in POINTS:
-        choices = (*POINTS, "every_block")
+def points_of(model: MIModel) -> dict[str, HookPoint]:
+    """What can be patched in a model of its kind, by name."""
+    if HookPoint.RwkvState not in model.backend.hook_points:
+        return POINTS
+    shared = {name: point for name, point in POINTS.items() if name not in ONLY_ATTENTION}
+    return shared | STATE_POINTS
+
+
+def point_named(model: MIModel, at: str, without: Sequence[str] = ("every_block",)) -> HookPoint:
+    """The point that a name means in this model."""
+    points = points_of(model)
+    if at in points:
+        return points[at]
+    choices = (*points, *without)
+    if at in {**POINTS, **STATE_POINTS}:
+        kind = "attention" if at in POINTS else "a recurrent state"
         raise InterventionError(
-            f"at={at!r} cannot be patched; choose {', '.join(choices)}{did_you_mean(at, choices)}"
+            f"at={at!r} belongs to models with {kind}; choose {', '.join(choices)}"
         )
-    return POINTS[at]
+    raise InterventionError(
+        f"at={at!r} cannot be patched; choose {', '.join(choices)}{did_you_mean(at, choices)}"
+    )
 
 
 def read_pairs(model: MIModel, clean: Prompt, corrupted: Prompt, direction: Direction) -> Pairs:

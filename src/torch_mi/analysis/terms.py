@@ -11,18 +11,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from torch_mi.cache import HookCache, Residual
+from torch_mi.analysis.readout import Readout, readout, readout_points
+from torch_mi.cache import HookCache
 from torch_mi.errors import ModelError, did_you_mean
 from torch_mi.hooks.interventions import Replace
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel, batch_of
+from torch_mi.partial import blank
 from torch_mi.prompts import Prompt
 
 P = HookPoint
 SPLITS: dict[str, tuple[HookPoint, ...]] = {
     "heads": (P.AttnResult,),
-    "neurons": (P.MlpPost, P.Ln2PostScale),
+    "neurons": (P.MlpPost, P.Ln2PostScale, P.MlpGate),
     "experts": (P.ExpertOut, P.SharedExpertOut, P.Ln2PostScale),
 }
 """What can be taken apart, and the points that it takes."""
@@ -52,14 +54,20 @@ class Block:
     """[term pos d_model], or [term one d_model] with `times`."""
     times: Tensor | None = None
     """Activations [term pos]."""
+    gate: Tensor | None = None
+    """What all terms are multiplied by [pos d_model], if anything."""
 
     def vectors(self) -> Tensor:
         """Every term [term pos d_model]."""
-        return self.each if self.times is None else self.each * self.times[..., None]
+        each = self.each if self.gate is None else self.each * self.gate
+        return each if self.times is None else each * self.times[..., None]
 
     def along(self, direction: Tensor) -> Tensor:
         """How far every term [term pos] goes along a direction [d_model]."""
-        far = self.each @ direction
+        if self.gate is None:
+            far = self.each @ direction
+        else:
+            far = torch.einsum("tpd,pd->tp", self.each, self.gate * direction)
         return far if self.times is None else far * self.times
 
 
@@ -110,21 +118,36 @@ class Stream:
         else:
             out = self.at(P.AttnOut(layer))
             out = out if bias is None else out - bias
-            yield _one(Term(f"L{layer} attention", "attention", layer), out)
+            mixes = P.RwkvWkv in self.model.backend.layer_points(layer)
+            name = "time mixing" if mixes else "attention"
+            yield _one(Term(f"L{layer} {name}", "attention", layer), out)
         if bias is not None:
             term = Term(f"L{layer} attention bias", "attention bias", layer)
             yield _one(term, bias.expand(len(self.places), -1))
 
     def _heads(self, layer: int) -> Tensor:
         """What each head adds [head pos d_model]."""
+        reads = self._readout(layer)
+        if reads is not None:
+            return reads.heads(self.at(P.RwkvWkv(layer)))
         written = self.model.backend.attention_written(layer)
         heads = self.at(P.AttnResult(layer)).movedim(1, 0)
         if written.norm is not None:
             heads = written.norm.linear(heads, self.at(P.Ln1PostScale(layer)))
         return heads * written.scale
 
+    def _readout(self, layer: int) -> Readout | None:
+        """How a recurrent layer's heads write; `None` if there is no state, or all is one term."""
+        if "heads" not in self.split or P.RwkvWkv not in self.model.backend.layer_points(layer):
+            return None
+        return readout(self.model, layer, self.cache, self.places)
+
     def _attention_bias(self, layer: int) -> Tensor | None:
         """What attention adds beside its heads [pos d_model], if anything."""
+        reads = self._readout(layer)
+        if reads is not None:
+            constant = reads.constant()
+            return constant if bool(constant.any()) else None
         written = self.model.backend.attention_written(layer)
         bias = None if written.bias is None else written.bias.double()[None]
         if written.norm is not None:
@@ -147,8 +170,11 @@ class Stream:
             ]
         )
         none = carried(self.model, layer, P.MlpPost, torch.zeros_like(posts[:, :1]).T, one)
-        yield Block(tuple(names), (weights - none)[:, None], posts / held)
-        yield from self._rest(layer, P.MlpPost, len(posts))
+        gates = P.MlpGate in self.model.backend.layer_points(layer)
+        gate = self.at(P.MlpGate(layer)) if gates else None
+        yield Block(tuple(names), (weights - none)[:, None], posts / held, gate)
+        if gate is None:  # what is gated has no bias
+            yield from self._rest(layer, P.MlpPost, len(posts))
 
     def _experts(self, layer: int) -> Iterator[Block]:
         """What each expert adds, and the one that every token goes to."""
@@ -188,14 +214,28 @@ def carried(model: MIModel, layer: int, point: HookPoint, rows: Tensor, held: Te
     """What an MLP adds to the stream [row d_model] for each of `rows` [row width] at `point`.
 
     Found by running the layer with the rows in place, on texts of one token, so that it holds for
-    any architecture. The denominator of a norm after the MLP is `held` [row].
+    any architecture. The denominator of a norm after the MLP is `held` [row], a gate on its output
+    open.
     """
-    blank = Residual(layer, rows.new_zeros(len(rows), 1, model.hidden_size))
+    points = model.backend.layer_points(layer)
     spec = HookSpec().capture(P.MlpOut(layer))
     spec.intervene(point(layer), Replace(rows[:, None].to(model.dtype)))
-    if P.Ln2PostScale in model.backend.layer_points(layer):
+    if P.Ln2PostScale in points:
         spec.intervene(P.Ln2PostScale(layer), Replace(held[:, None, None].float()))
-    return model.forward(blank, spec, stop=layer + 1)[P.MlpOut(layer)][:, 0].double()
+    if P.MlpGate in points:
+        open_gate = rows.new_ones(len(rows), 1, model.hidden_size).to(model.dtype)
+        spec.intervene(P.MlpGate(layer), Replace(open_gate))
+    start = blank(model, layer, len(rows))
+    return model.forward(start, spec, stop=layer + 1)[P.MlpOut(layer)][:, 0].double()
+
+
+def heads_apart(model: MIModel) -> bool:
+    """Whether what layers mix comes apart into heads that are few.
+
+    Heads of one channel each, as in RWKV-4, are as many as the stream is wide, and are left whole.
+    """
+    points, sizes = model.backend.hook_points, model.backend.sizes
+    return P.AttnResult in points or (P.RwkvWkv in points and sizes["d_value"] > 1)
 
 
 def check_split(model: MIModel, split: str | Collection[str]) -> frozenset[str]:
@@ -205,9 +245,15 @@ def check_split(model: MIModel, split: str | Collection[str]) -> frozenset[str]:
         if name not in SPLITS:
             known = ", ".join(map(repr, SPLITS))
             raise ModelError(f"split={name!r} is not one of {known}{did_you_mean(name, SPLITS)}")
-        if SPLITS[name][0] not in model.backend.hook_points:
+        there = SPLITS[name][0] in model.backend.hook_points
+        if not (heads_apart(model) if name == "heads" else there):
             raise ModelError(
-                f"split={name!r}: this model has no {name}, for no layer has {SPLITS[name][0]}"
+                f"split={name!r}: this model has no {name}"
+                + (
+                    " of more than a channel each"
+                    if name == "heads" and P.RwkvWkv in model.backend.hook_points
+                    else f", for no layer has {SPLITS[name][0]}"
+                )
             )
     return wanted
 
@@ -226,4 +272,7 @@ def run_for(
     offered = model.backend.hook_points
     points = [*ALWAYS, *(point for name in sorted(split) for point in SPLITS[name])]
     spec = HookSpec().capture(P.ResidPre(0), *(p for p in points if p in offered))
+    if "heads" in split:
+        layers = range(model.num_layers if stop is None else stop)
+        spec.capture(*(point for i in layers for point in readout_points(model, i)))
     return model.forward(batch.tokens, spec | more, stop=stop)

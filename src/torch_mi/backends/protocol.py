@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.trace import Offer, Tap
-from torch_mi.types import Carry, Logits, Resid, Tokens
+from torch_mi.types import Carry, Enters, Leaves, Logits, Resid, Tokens
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Run:
 class HeldNorm:
     """The linear part of a norm, once its denominator is held."""
 
-    gain: Float[Tensor, " d_model"]
-    bias: Float[Tensor, " d_model"] | None
+    gain: Float[Tensor, "... d_model"]
+    """With an axis of heads where each head has a norm of its own."""
+    bias: Float[Tensor, "... d_model"] | None
     centred: bool
     """Whether the mean is taken off first."""
 
@@ -51,6 +52,26 @@ class Written:
     bias: Float[Tensor, " d_model"] | None = None
     norm: HeldNorm | None = None
     scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class MixedWritten:
+    """What becomes of what the heads of a recurrent layer read, on its way to the residual stream.
+
+    It is normed, with the denominators at `RwkvNormScale`; multiplied by what is at `gate`; and
+    goes through the matrix.
+    """
+
+    matrix: Float[Tensor, "d_model head d_value"]
+    norm: HeldNorm | None = None
+    """Gain and bias [head d_value]."""
+    gate: HookPoint | None = None
+    gated_first: bool = False
+    """Whether the gate comes before the norm."""
+    bonus_after: bool = False
+    """Whether what is at `RwkvBonus` is added after the norm, and not part of what is read."""
+    bias: Float[Tensor, " d_model"] | None = None
+    """What the matrix comes with."""
 
 
 @runtime_checkable
@@ -119,6 +140,10 @@ class MIBackend(Protocol):
         """What becomes of the outputs of one layer's heads."""
         ...
 
+    def mixed_written(self, layer: int) -> MixedWritten | None:
+        """What becomes of what one layer's heads read of their state; `None` without a state."""
+        ...
+
     def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:
         """What is read at `point`, AttnIn or MlpIn, of residual streams `x` [... d_model]."""
         ...
@@ -166,9 +191,9 @@ class MIBackend(Protocol):
     def begin(self, run: Run) -> Any: ...
     def embed(self, tokens: Tokens, shared: Any, tap: Tap) -> Resid: ...
     def block(
-        self, layer: int, x: Resid, shared: Any, tap: Tap, past: Carry
-    ) -> tuple[Resid, Carry]: ...
-    def remember(self, layer: int, x: Resid, shared: Any, tap: Tap, past: Carry) -> Carry:
+        self, layer: int, x: Enters, shared: Any, tap: Tap, past: Carry
+    ) -> tuple[Leaves, Carry]: ...
+    def remember(self, layer: int, x: Enters, shared: Any, tap: Tap, past: Carry) -> Carry:
         """What `block` hands on to later tokens, without the rest of the layer."""
         ...
 

@@ -7,8 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from torch_mi.backends.protocol import HeldNorm, Run, Written
+from torch_mi.backends.protocol import HeldNorm, MixedWritten, Run, Written
 from torch_mi.backends.recurrent_points import layer_points, outer_points, sizes_of
+from torch_mi.backends.recurrent_written import written_by
 from torch_mi.backends.transformer import held, normalised, table
 from torch_mi.config.linear import Hgrn2, RetNet
 from torch_mi.config.recurrent import RecurrentConfig, Rwkv7
@@ -22,7 +23,7 @@ from torch_mi.nn.rotary import Rotary
 from torch_mi.nn.rwkv import Channels
 from torch_mi.nn.shared import Turn
 from torch_mi.nn.shift import Steps
-from torch_mi.types import Carry, Logits, Mixed, Resid, Tokens, split
+from torch_mi.types import Carry, Enters, Leaves, Logits, Mixed, Resid, Tokens, split
 
 
 def narrowed(h: Resid, weights: Tensor) -> Resid:
@@ -48,7 +49,7 @@ class RecurrentBlock(nn.Module):
         if self.channels is not None:
             self.norm2 = Norm(kind, eps, width, HookPoint.Ln2Scale, HookPoint.Ln2Normalized)
 
-    def forward(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> tuple[Resid, Carry]:
+    def forward(self, x: Enters, steps: Steps, tap: Tap, past: Carry) -> tuple[Leaves, Carry]:
         past = tuple(each.expand(len(x), *each.shape[1:]) for each in past)
         x, first, carry = self._time(x, steps, tap, past)
         if self.channels is None:
@@ -59,7 +60,7 @@ class RecurrentBlock(nn.Module):
         x = tap(HookPoint.ResidPost, mid + tap(HookPoint.MlpOut, out))
         return self._joined(x, first), (*carry, *kept)
 
-    def remember(self, x: Resid, steps: Steps, tap: Tap, past: Carry) -> Carry:
+    def remember(self, x: Enters, steps: Steps, tap: Tap, past: Carry) -> Carry:
         """What `forward` hands on to later tokens, and no more than it takes."""
         x, _, carry = self._time(x, steps, tap, past)
         if not isinstance(self.channels, Channels):
@@ -72,7 +73,7 @@ class RecurrentBlock(nn.Module):
         return narrowed(normalised(by, x, tap), self.mix.o.weight)
 
     def _time(
-        self, x: Resid, steps: Steps, tap: Tap, past: Carry
+        self, x: Enters, steps: Steps, tap: Tap, past: Carry
     ) -> tuple[Resid, Mixed | None, Carry]:
         """The stream after time mixing, the first layer's values, and what is carried on."""
         x, first = self._parted(x)
@@ -81,12 +82,12 @@ class RecurrentBlock(nn.Module):
         out, carry, first = self.mix(h, first, steps, tap, past[: self.mix.carried])
         return x + tap(HookPoint.AttnOut, out), first, carry
 
-    def _parted(self, x: Resid) -> tuple[Resid, Mixed | None]:
+    def _parted(self, x: Enters) -> tuple[Resid, Mixed | None]:
         """The stream, and the first layer's values if they flow beside it."""
         beside = narrowed(x[..., self.width :], self.mix.o.weight)
         return x[..., : self.width], split(beside, -1, self.values) if beside.shape[-1] else None
 
-    def _joined(self, x: Resid, first: Mixed | None) -> Resid:
+    def _joined(self, x: Resid, first: Mixed | None) -> Leaves:
         """The stream with what flows beside it."""
         return x if first is None or self.last else torch.cat([x, first.flatten(2)], -1)
 
@@ -154,6 +155,9 @@ class Recurrent(nn.Module):
     def attention_written(self, layer: int) -> Written:  # noqa: ARG002 - nothing is added
         return Written()
 
+    def mixed_written(self, layer: int) -> MixedWritten | None:
+        return written_by(cast("RecurrentBlock", self.blocks[layer]).mix, self.cfg)
+
     def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:
         block = cast("RecurrentBlock", self.blocks[layer])
         flat = x.reshape(1, -1, x.shape[-1])
@@ -184,11 +188,11 @@ class Recurrent(nn.Module):
         return normalised(self.norm0, x, silent)
 
     def block(
-        self, layer: int, x: Resid, shared: Steps, tap: Tap, past: Carry
-    ) -> tuple[Resid, Carry]:
+        self, layer: int, x: Enters, shared: Steps, tap: Tap, past: Carry
+    ) -> tuple[Leaves, Carry]:
         return self.blocks[layer](x, shared, tap, past)
 
-    def remember(self, layer: int, x: Resid, shared: Steps, tap: Tap, past: Carry) -> Carry:
+    def remember(self, layer: int, x: Enters, shared: Steps, tap: Tap, past: Carry) -> Carry:
         return cast("RecurrentBlock", self.blocks[layer]).remember(x, shared, tap, past)
 
     def unembed(self, x: Resid, tap: Tap) -> Logits:

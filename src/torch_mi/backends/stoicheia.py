@@ -67,6 +67,9 @@ class ReluRnn(nn.Module):
     def attention_written(self, layer: int) -> Written:  # noqa: ARG002 - there is no attention
         return Written()
 
+    def mixed_written(self, layer: int) -> None:
+        """Nothing: what is read is no state of keys and values."""
+
     def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:  # noqa: ARG002
         return x
 

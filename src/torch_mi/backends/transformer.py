@@ -206,6 +206,9 @@ class Transformer(nn.Module):
             1.0 if scale is None else scale,
         )
 
+    def mixed_written(self, layer: int) -> None:
+        """Nothing: there is no state."""
+
     def normed(self, layer: int, point: HookPoint, x: Tensor) -> Tensor:
         block = cast("Block", self.blocks[layer])
         first = point is HookPoint.AttnIn or block.shares_norm

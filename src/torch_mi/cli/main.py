@@ -26,6 +26,7 @@ from torch_mi.cli.knockout import knockout
 from torch_mi.cli.logit_lens import logit_lens
 from torch_mi.cli.patch import patch
 from torch_mi.cli.session import REPORT
+from torch_mi.cli.state import state
 from torch_mi.cli.steer import steer
 from torch_mi.cli.stoicheia import app as stoicheia
 from torch_mi.cli.tokens import tokens
@@ -85,6 +86,7 @@ VERBS = (
     trace,
     knockout,
     steer,
+    state,
     attribute,
     attention,
     heads,

@@ -75,10 +75,15 @@ def find_family(raw: Mapping[str, object]) -> Family:
     name = type_of(raw)
     if name == OWN.model_type:
         return OWN
-    if name not in FAMILIES:
+    if name in RECURRENTS:
         raise ConfigError(
-            f"unsupported model_type: {name!r}; supported are {', '.join(FAMILIES)}"
-            f"{did_you_mean(name, FAMILIES)}{code_of(raw)}"
+            f"{name!r} is recurrent, and no transformer: RECURRENTS[{name!r}].config reads it"
+        )
+    if name not in FAMILIES:
+        known = [*FAMILIES, *RECURRENTS]
+        raise ConfigError(
+            f"unsupported model_type: {name!r}; supported are {', '.join(known)}"
+            f"{did_you_mean(name, known)}{code_of(raw)}"
         )
     return FAMILIES[name]
 

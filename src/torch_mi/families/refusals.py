@@ -77,7 +77,7 @@ KINDS: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         HYBRIDS.split(),
-        "a hybrid of recurrent and attention layers, and recurrent layers are not supported",
+        "a hybrid of recurrent and attention layers, which is not modelled here",
     ),
 }
 

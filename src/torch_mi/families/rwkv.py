@@ -2,6 +2,7 @@
 """RWKV-4 to 7: what their configs and tensors say, and what a checkpoint without a config is."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch_mi.config.parts import NormType
 from torch_mi.config.recurrent import (
@@ -30,9 +31,9 @@ INNER = ("ffn.key.weight", "feed_forward.key.weight", "ffn.key.linear.weight")
 INERT = frozenset(
     """
     _name_or_path architectures auto_map bos_token_id context_length eos_token_id
-    initializer_range max_context_length model_type model_version pad_token_id rescale_every
+    initializer_range max_context_length model_type pad_token_id rescale_every
     torch_dtype dtype transformers_version use_cache attn_mode fuse_norm fuse_cross_entropy
-    fuse_linear_cross_entropy use_l2warp hidden_ratio id2label label2id unk_token_id
+    fuse_linear_cross_entropy use_l2warp id2label label2id unk_token_id
     output_hidden_states output_attentions return_dict chunk_size_feed_forward is_decoder
     is_encoder_decoder sep_token_id task_specific_params problem_type
     """.split()  # noqa: SIM905 - shorter than a list
@@ -111,20 +112,51 @@ def head_size(c: Reader, seen: Evidence, *names: str) -> int:
     return size
 
 
+@dataclass(frozen=True)
+class Version:
+    """What versions of RWKV-5 differ in."""
+
+    gated: bool
+    by_channel: bool
+
+
+VERSIONS = {
+    "5_0": Version(gated=False, by_channel=False),
+    "5_1": Version(gated=True, by_channel=False),
+    "5_2": Version(gated=True, by_channel=True),
+}
+"""By `model_version`."""
+
+
+def version5(c: Reader, seen: Evidence) -> Version:
+    """Which RWKV-5 this is: by the tensors, or the config."""
+    said, decay = c.get(str, "model_version"), seen.shape("time_decay")
+    if said is not None and said not in VERSIONS:
+        raise ConfigError(f"{c.name} has model_version = {said!r}; there are {', '.join(VERSIONS)}")
+    by_config = VERSIONS[said or "5_2"]
+    if decay is None:
+        return by_config
+    by_channel = len(decay) > 1 and decay[1] > 1
+    found = Version(gated=seen.shape("gate.weight") is not None, by_channel=by_channel)
+    if said is not None and found != by_config:
+        raise ConfigError(
+            f"{c.name} has model_version = {said!r}, but the checkpoint's tensors make it {found}"
+        )
+    return found
+
+
 def read5(c: Reader, seen: Evidence) -> RecurrentConfig:
     """RWKV-5."""
-    decay = seen.shape("time_decay")
+    decay, version = seen.shape("time_decay"), version5(c, seen)
     size = head_size(c, seen, "time_faaaa", "time_decay")
-    if decay is not None and (len(decay) == 1 or decay[1] == 1):
+    if decay is not None and not version.by_channel:
         size = shared_out(c, inner_of(c, seen), decay[0], "width")  # a number for each head
-    heads = shared_out(c, inner_of(c, seen), size, "width")
-    gated = not seen.shapes or seen.shape("gate.weight") is not None
     mixer = Rwkv5(
-        heads=heads,
+        heads=shared_out(c, inner_of(c, seen), size, "width"),
         key_size=size,
         value_size=size,
-        gated=gated,
-        by_channel=decay is None or (len(decay) > 1 and decay[1] > 1),
+        gated=version.gated,
+        by_channel=version.by_channel,
         norm_eps=group_eps(c),
     )
     return whole(c, seen, mixer, ChannelMix.Gated, narrow(width_of(c, seen)))
@@ -135,6 +167,11 @@ def narrow(width: int) -> int:
     return int(width * 3.5) // 32 * 32
 
 
+def wide(c: Reader, width: int, ratio: float) -> int:
+    """The channels by fla's rule, in steps of 32."""
+    return -(-int(width * real(c, "hidden_ratio", ratio)) // 32) * 32
+
+
 def read6(c: Reader, seen: Evidence) -> RecurrentConfig:
     """RWKV-6, as Hugging Face, its authors or fla keep it."""
     width = width_of(c, seen)
@@ -142,13 +179,14 @@ def read6(c: Reader, seen: Evidence) -> RecurrentConfig:
     if ours:
         return read6_fla(c, seen)
     size = head_size(c, seen, "time_faaaa")
-    mixed = seen.columns("time_maa_w1")
+    mixed, decay = seen.columns("time_maa_w1"), seen.columns("time_decay_w1")
+    large = 2 if width >= LARGE else 1
     mixer = Rwkv6(
         heads=shared_out(c, inner_of(c, seen), size, "width"),
         key_size=size,
         value_size=size,
-        mix_rank=(mixed or 5 * (64 if width >= LARGE else 32)) // 5,
-        decay_rank=seen.columns("time_decay_w1") or (128 if width >= LARGE else 64),
+        mix_rank=agreed(c, "proj_low_rank_dim", mixed and mixed // 5, 32 * large),
+        decay_rank=agreed(c, "gate_low_rank_dim", decay, 64 * large),
         norm_eps=group_eps(c),
     )
     return whole(c, seen, mixer, ChannelMix.Gated, narrow(width))
@@ -170,7 +208,7 @@ def read6_fla(c: Reader, seen: Evidence) -> RecurrentConfig:
         decay_rank=agreed(c, "gate_low_rank_dim", seen.rows("w_proj.linear.lora.0.weight"), 64),
         norm_eps=real(c, "norm_eps", 1e-5),
     )
-    return whole(c, seen, mixer, ChannelMix.Gated, -(-int(width * 3.5) // 32) * 32)
+    return whole(c, seen, mixer, ChannelMix.Gated, wide(c, width, 3.5))
 
 
 def read7(c: Reader, seen: Evidence) -> RecurrentConfig:
@@ -192,7 +230,7 @@ def read7(c: Reader, seen: Evidence) -> RecurrentConfig:
         gate_rank=rank(c, seen, "gate_low_rank_dim", "g"),
         norm_eps=size * real(c, "norm_eps", 1e-5),
     )
-    return whole(c, seen, mixer, ChannelMix.Plain, 4 * width)
+    return whole(c, seen, mixer, ChannelMix.Plain, wide(c, width, 4.0))
 
 
 def refuse_other_values(c: Reader, width: int) -> None:
@@ -225,7 +263,7 @@ def eps_assumed(raw: Mapping[str, object], cfg: RecurrentConfig) -> tuple[str, .
 
 FIXED = {"norm_first": (True,), "norm_bias": (True,), "attn": (), "hidden_act": ("sqrelu",)}
 """fla's keys; attention in some layers, above all, is not modelled."""
-TINY = {
+TINY: Mapping[str, object] = {
     "hidden_size": 24,
     "num_hidden_layers": 3,
     "intermediate_size": 40,
@@ -233,11 +271,21 @@ TINY = {
 }
 """Sizes of the tiny models that no two of are equal."""
 
-RWKV4 = RecurrentFamily("rwkv", read4, RWKV4_TABLES, INERT, tiny=TINY)
-RWKV5 = RecurrentFamily(
-    "rwkv5", read5, RWKV5_TABLES, INERT, assumed=eps_assumed, tiny=TINY | {"head_size": 6}
+UNEVEN: Mapping[str, object] = {**TINY, "head_size": 6, "attention_hidden_size": 30}
+"""Five heads beside a stream that four would fill."""
+
+RWKV4 = RecurrentFamily(
+    "rwkv", read4, RWKV4_TABLES, INERT, tiny={**TINY, "attention_hidden_size": 20}
 )
-RWKV6 = RecurrentFamily("rwkv6", read6, RWKV6_TABLES, INERT, FIXED, tiny=TINY | {"head_size": 6})
+RWKV5 = RecurrentFamily("rwkv5", read5, RWKV5_TABLES, INERT, assumed=eps_assumed, tiny=UNEVEN)
+RWKV6 = RecurrentFamily(
+    "rwkv6",
+    read6,
+    RWKV6_TABLES,
+    INERT,
+    FIXED,
+    tiny={**UNEVEN, "proj_low_rank_dim": 3, "gate_low_rank_dim": 4},
+)
 RWKV7 = RecurrentFamily(
     "rwkv7",
     read7,
@@ -245,11 +293,11 @@ RWKV7 = RecurrentFamily(
     INERT,
     FIXED,
     buffers=("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"),
-    tiny=TINY
-    | {
+    tiny={
+        **TINY,
         "head_dim": 6,
         "decay_low_rank_dim": 3,
-        "a_low_rank_dim": 4,
+        "a_low_rank_dim": 7,
         "v_low_rank_dim": 2,
         "gate_low_rank_dim": 5,
     },

@@ -6,7 +6,7 @@ What the token adds to its own output beside the state, what it erases, and what
 reads of it through the token shift are not touched; `full` and `shift` touch those too.
 """
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
@@ -92,17 +92,28 @@ def state_edits(
             "this model has no recurrent state to knock out or steer; "
             "its attention is edited at AttnScores and AttnPattern"
         )
+    length = frame.seen + frame.pos
     for each in (knockout, steering):
         if each is not None:
-            each.validate(n_layers, frame.seen + frame.pos)
-    length = frame.seen + frame.pos
+            each.validate(n_layers, length)
     for layer in range(n_layers):
         gone = positions_in(knockout, layer)
-        kept = [p for p in positions_in(steering, layer) if p not in gone]
-        if knockout is not None and gone:
-            yield from edits_of(knockout, layer, (gone, length), points, None)
-        if steering is not None and kept:
-            yield from edits_of(steering, layer, (kept, length), points, steering.scale)
+        for position in positions_in(steering, layer):
+            left = remaining(steering, knockout, frame) if position in gone else steering
+            yield from edits_of(left, layer, (position, length), points)
+        for position in gone:
+            yield from edits_of(knockout, layer, (position, length), points)
+
+
+def remaining(
+    steering: StateSteeringSpec | None, knockout: StateKnockoutSpec | None, frame: Frame
+) -> StateSteeringSpec | None:
+    """What is left to steer where both are: the heads that are not knocked out, and no more."""
+    if steering is None or knockout is None or knockout.heads is None:
+        return None
+    every = steering.heads or tuple(range(frame.sizes["head"]))
+    heads = tuple(head for head in every if head not in knockout.heads)
+    return replace(steering, heads=heads, shift=False) if heads else None
 
 
 def positions_in(spec: StateKnockoutSpec | None, layer: int) -> list[int]:
@@ -113,20 +124,21 @@ def positions_in(spec: StateKnockoutSpec | None, layer: int) -> list[int]:
 
 
 def edits_of(
-    spec: StateKnockoutSpec,
-    layer: int,
-    where: tuple[Iterable[int], int],
-    points: Set[HookPoint],
-    scale: float | None,
+    spec: StateKnockoutSpec | None, layer: int, where: tuple[int, int], points: Set[HookPoint]
 ) -> Iterator[tuple[Hook, Intervention]]:
-    """The edits of one layer: positions one by one, as a prefix may hold some of them."""
-    places, length = where
+    """The edits at one position of one layer, in a run that is so long."""
+    if spec is None:
+        return
+    position, length = where
     heads = None if spec.heads is None else list(spec.heads)
-    for position in places:
-        for point in (HookPoint.RwkvWrite, HookPoint.RwkvErase):
-            if point in points and (spec.full or point is HookPoint.RwkvWrite):
-                at = At(pos=position, head=heads)
-                yield Hook(point, layer), Zero(at=at) if scale is None else Scale(scale, at=at)
-        for point in (HookPoint.RwkvShift, HookPoint.MlpShift):
-            if spec.shift and point in points and position + 1 < length:
-                yield Hook(point, layer), Zero(at=At(pos=position + 1))
+    for point in (HookPoint.RwkvWrite, HookPoint.RwkvErase):
+        if point in points and (spec.full or point is HookPoint.RwkvWrite):
+            yield Hook(point, layer), edit_of(spec, At(pos=position, head=heads))
+    for point in (HookPoint.RwkvShift, HookPoint.MlpShift):
+        if spec.shift and point in points and position + 1 < length:
+            yield Hook(point, layer), edit_of(spec, At(pos=position + 1))
+
+
+def edit_of(spec: StateKnockoutSpec, at: At) -> Intervention:
+    """What a spec does to what passes there."""
+    return Scale(spec.scale, at=at) if isinstance(spec, StateSteeringSpec) else Zero(at=at)

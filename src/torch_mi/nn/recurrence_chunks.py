@@ -12,9 +12,10 @@ from torch_mi.nn.recurrence_meet import Resolved, cut, resolved
 from torch_mi.nn.recurrence_terms import Outcome, Recurrence, State
 from torch_mi.types import split
 
-SIZE = 32
-SEGMENT = 512
-"""So many positions at once: what they need fits into a cache."""
+SIZE, LARGE = 32, 64
+"""Positions in a chunk, on a processor and on what is fast at large products."""
+SEGMENT, LONG = 256, 4096
+"""Positions at once: on a processor what they need fits into a cache."""
 
 
 def chunked(r: Recurrence, state: State | None) -> Outcome:
@@ -23,17 +24,18 @@ def chunked(r: Recurrence, state: State | None) -> Outcome:
     Values and gradients are finite whatever the decays, as long as those are at most 0.
     """
     state = r.empty() if state is None else state.to(r.dtype)
+    size, many = (SIZE, SEGMENT) if r.v.device.type == "cpu" else (LARGE, LONG)
     read: list[Tensor] = []
-    for start in range(0, r.length, SEGMENT):
-        y, state = segment(r.part(start, start + SEGMENT).precise(), state)
+    for start in range(0, r.length, many):
+        y, state = segment(r.part(start, start + many).precise(), state, size)
         read.append(y.to(r.v.dtype))
     return (read[0] if len(read) == 1 else torch.cat(read, 1)), state
 
 
-def segment(r: Recurrence, state: State) -> Outcome:
-    """The same for positions that are looked at together."""
+def segment(r: Recurrence, state: State, size: int) -> Outcome:
+    """The same for positions that are looked at together, `size` to a chunk."""
     batch, length, heads, _ = r.q.shape
-    y, last = across(resolved(r, SIZE), cut(r.v, SIZE, r), state.flatten(0, 1))
+    y, last = across(resolved(r, size), cut(r.v, size, r), state.flatten(0, 1))
     y = split(y, 1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)
     return y[:, :length], split(last, 0, (batch, heads))
 

@@ -140,21 +140,23 @@ def _first(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[b
 
 def _doubled(met: Met) -> Met:
     """Blocks of twice the length from pairs of neighbours."""
-    reads = [split(x, 1, (-1, 2)).unbind(2) for x in met.reads]
-    writes = [split(y, 1, (-1, 2)).unbind(2) for y in met.writes]
-    first, second = split(met.total, 1, (-1, 2)).unbind(2)
+    pairs = [split(x, 1, (-1, 2)) for x in met.reads], [split(y, 1, (-1, 2)) for y in met.writes]
+    total = split(met.total, 1, (-1, 2))
     scores = [
         [
-            _corner(split(known, 1, (-1, 2)), x[1] @ y[0].mT)
-            for y, known in zip(writes, row, strict=True)
+            _corner(split(known, 1, (-1, 2)), x[:, :, 1] @ y[:, :, 0].mT)
+            for y, known in zip(pairs[1], row, strict=True)
         ]
-        for x, row in zip(reads, met.scores, strict=True)
+        for x, row in zip(pairs[0], met.scores, strict=True)
     ]
+    first, second = total[:, :, :1], total[:, :, 1:]
+    one = torch.ones_like(first)
+    since, until = torch.cat([one, first], 2), torch.cat([second, one], 2)
     return Met(
         scores,
-        [torch.cat([x[0], x[1] * first], -2) for x in reads],
-        [torch.cat([y[0] * second, y[1]], -2) for y in writes],
-        first * second,
+        [(x * since).flatten(2, 3) for x in pairs[0]],
+        [(y * until).flatten(2, 3) for y in pairs[1]],
+        (first * second)[:, :, 0],
     )
 
 

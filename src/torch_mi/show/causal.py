@@ -8,6 +8,7 @@ from torch_mi.analysis.activation_steering import Convergence, Directions
 from torch_mi.analysis.changes import Changed
 from torch_mi.analysis.dose import DoseResponseCurve
 from torch_mi.analysis.knockout import AblationResult
+from torch_mi.analysis.states import StateAblationResult, StateSteeringResult
 from torch_mi.analysis.steering import SteeringResult
 from torch_mi.results import floats, format_probability
 from torch_mi.show.heat import ACCENT, Heat, figures, look
@@ -38,6 +39,8 @@ STEER = (
 
 @plot.register(AblationResult)
 @plot.register(SteeringResult)
+@plot.register(StateAblationResult)
+@plot.register(StateSteeringResult)
 def _changed(result: Changed) -> "Figure":
     """The tokens that changed most: a grey bar before, a coloured one after."""
     most = result.top_changed_tokens(SHOWN)[::-1]
@@ -74,11 +77,32 @@ def edit_of(result: Changed) -> str:
     """What was done, in words."""
     if isinstance(result, AblationResult):
         return f"{result.spec} removed"
+    if isinstance(result, StateAblationResult | StateSteeringResult):
+        return writes_of(result)
     return str(result.spec) if isinstance(result, SteeringResult) else "an edit"
+
+
+def writes_of(result: StateAblationResult | StateSteeringResult) -> str:
+    """Which writes to the state were removed or scaled, in words."""
+    spec = result.spec
+    places = dict.fromkeys(spec.positions)
+    tokens = ", ".join(f"{label(result.contrast.tokens[p])} ({p})" for p in places)
+    where = [
+        f"every {name}"
+        if some is None
+        else f"{name}{'s' * (len(some) > 1)} {', '.join(map(str, some))}"
+        for name, some in (("layer", spec.layers), ("head", spec.heads))
+    ]
+    done = "removed"
+    if isinstance(result, StateSteeringResult):
+        done = f"× {result.spec.scale:g}"
+    return f"what {tokens} writes to the state in {', '.join(where)} {done}"
 
 
 @table.register(AblationResult)
 @table.register(SteeringResult)
+@table.register(StateAblationResult)
+@table.register(StateSteeringResult)
 def _changed_table(result: Changed, width: int = WIDTH) -> "RenderableType":
     out = plain()
     out.add_column("token")

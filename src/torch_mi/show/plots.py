@@ -2,6 +2,7 @@
 """Results as plotly figures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import singledispatch
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch_mi.analysis.lens import LensReading, LogitLensResult
 from torch_mi.errors import MIError, ModelError
 from torch_mi.results import floats, format_probability
-from torch_mi.show.heat import ACCENT, DENSE, PAGE, Heat, figures, letters
+from torch_mi.show.heat import ACCENT, DENSE, FITS, PAGE, Heat, figures, letters
 from torch_mi.show.labels import LONGEST, label, layer_label, markup, one_line, ordinal, tick_labels
 
 if TYPE_CHECKING:
@@ -152,14 +153,23 @@ def attention(
     names: Sequence[str] | None = None,
     special: Sequence[bool] | None = None,
     title: str = "Where each token looks",
+    unit: str = "attention",
 ) -> "Figure":
-    """Attention patterns [query key] or [head query key] as a heat map, with a choice of heads."""
+    """Attention patterns [query key] or [head query key] as a heat map, with a choice of heads.
+
+    Where weights are not attention, as `unit` says, each head has a scale of its own; if any are
+    below zero, around zero.
+    """
     heads = pattern[None] if pattern.ndim == 2 else pattern  # noqa: PLR2004
     if heads.shape[1:] != (len(tokens), len(tokens)):
         raise ModelError(f"a pattern of {list(pattern.shape)} does not fit {len(tokens)} tokens")
     named = list(names or [f"head {i}" for i in range(len(heads))])
     labels = tick_labels(tokens, special or [False] * len(tokens))
-    maps = [_attention_map(head, tokens, labels, title) for head in heads]
+    signed = bool((heads < 0).any())
+    maps = [_attention_map(head, tokens, labels, title, unit) for head in heads]
+    maps = [replace(m, colours="diverging", low=-m.high) for m in maps] if signed else maps
+    if signed and len(tokens) > FITS:  # with a sign in front, words would touch
+        maps = [replace(m, words=[[""] * len(tokens)] * len(tokens)) for m in maps]
     fig = maps[0].figure()
     upright = len(tokens) > DENSE
     side = max(380, min(960, 34 * len(tokens) + 160))
@@ -184,14 +194,19 @@ def attention(
     return fig
 
 
-def _attention_map(head: Tensor, tokens: Sequence[str], labels: list[str], title: str) -> Heat:
+def _attention_map(
+    head: Tensor, tokens: Sequence[str], labels: list[str], title: str, unit: str
+) -> Heat:
     weights = [floats(row) for row in head.detach().float().cpu()]
+    high = 1.0 if unit == "attention" else float(head.abs().max()) or 1.0
     shown = [[w if k <= q else None for k, w in enumerate(row)] for q, row in enumerate(weights)]
     return Heat(
         values=shown,
         rows=labels,
         columns=labels,
-        words=[["" if w is None or w < 0.005 else f"{w:.2f}" for w in row] for row in shown],  # noqa: PLR2004
+        words=[
+            ["" if w is None or abs(w) < high / 200 else f"{w:.2f}" for w in row] for row in shown
+        ],
         hover=[
             [
                 f"{markup(tokens[q])} looks at {markup(tokens[k])}: {w:.3f}"
@@ -199,7 +214,8 @@ def _attention_map(head: Tensor, tokens: Sequence[str], labels: list[str], title
             ]
             for q, row in enumerate(weights)
         ],
-        unit="attention",
+        high=high,
+        unit=unit,
         row_title="from this token",
         column_title="to this token",
         title=title,
@@ -221,10 +237,21 @@ def _offer_heads(fig: Any, maps: list[Heat], names: list[str], above: int) -> No
                     {
                         "label": name,
                         "method": "restyle",
-                        "args": [{"z": [m.values], "text": [m.words], "customdata": [m.hover]}],
+                        "args": [_drawn(m)],
                     }
                     for name, m in zip(names, maps, strict=True)
                 ],
             }
         ]
     )
+
+
+def _drawn(m: Heat) -> dict[str, Any]:
+    """What a menu puts in the place of the map that is shown."""
+    return {
+        "z": [m.values],
+        "text": [m.words],
+        "customdata": [m.hover],
+        "zmin": m.low,
+        "zmax": m.high,
+    }

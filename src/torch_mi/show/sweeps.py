@@ -193,25 +193,26 @@ def _cells(result: Grid, width: int, name: str = "") -> "RenderableType":
     values = result.values if next(iter(result.axes)) == up else result.values.T
     words = result.labels.get(across, tuple(map(str, result.axes[across])))
     names = [label(word, 9) for word in words]
-    fit = max(1, (width - 8) // (max(map(len, [*names, "00.00"])) + 2))
+    reach = float((values - result.baseline).abs().max()) or 1.0
+    digits = decimals(reach)
+    fit = max(1, (width - 8) // (max(map(len, [*names, f"00.{'0' * digits}"])) + 2))
     first = max(0, len(names) - fit)
     note = f" (the last {fit} of {len(names)})" if first else ""
     out = plain()
     out.add_column(up, justify="right", no_wrap=True)
     for word in names[first:]:
         out.add_column(word, justify="right", no_wrap=True)
-    reach = float((values - result.baseline).abs().max()) or 1.0
     for place, row in zip(result.axes[up], values[:, first:], strict=True):
-        cells = [_score(v, abs(v - result.baseline) / reach) for v in floats(row)]
+        cells = [_score(v, abs(v - result.baseline) / reach, digits) for v in floats(row)]
         out.add_row(str(place), *cells)
     return titled(f"{name}{up} × {across}{note}", out)
 
 
-def _score(value: float, weight: float) -> "Text":
+def _score(value: float, weight: float, digits: int = 2) -> "Text":
     from rich.text import Text  # noqa: PLC0415
 
     style = "bold cyan" if weight > 0.5 else "" if weight > 0.1 else "dim"  # noqa: PLR2004
-    return Text(rounded(value), style=style)
+    return Text(rounded(value, digits), style=style)
 
 
 @plot.register(HeadScores)
@@ -252,7 +253,8 @@ def _attribution(result: Attribution) -> "Figure":
     heads = [floats(row) for row in result.heads()]
     mlps = {share.layer: share.value for share in result.shares if share.kind == "mlp"}
     rows = [[*row, mlps.get(i, 0.0)] for i, row in enumerate(heads)]
-    names = [*(str(i) for i in range(len(heads[0]))), "MLP"]
+    apart = any(share.kind == "head" for share in result.shares)
+    names = [*(str(i) for i in range(len(heads[0]))), "MLP"] if apart else ["mixing", "MLP"]
     reach = max(abs(value) for row in rows for value in row) or 1.0
     versus = "" if result.versus is None else f" over {markup(result.versus)}"
     return Heat(
@@ -286,7 +288,7 @@ def _beyond(result: Attribution) -> str:
 
 
 def _part(name: str) -> str:
-    return name if name == "MLP" else f"head {name}"
+    return f"head {name}" if name.isdecimal() else name
 
 
 @table.register(Attribution)
