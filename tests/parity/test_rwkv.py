@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """RWKV-4 to 7 against the published equations, and other implementations of them."""
 
-<<<<<<< HEAD
 import json
 import os
-=======
->>>>>>> states
 from pathlib import Path
 
 import pytest
@@ -15,13 +12,10 @@ from torch import Tensor
 
 import torch_mi as mi
 from tests.parity.rwkv import Plain, Ran, Sizes, checkpoint
-<<<<<<< HEAD
 from tests.parity.rwkv_names import as_fla6, as_fla7, as_hf
 from torch_mi.config.recurrent import ChannelMix, Rwkv5, Rwkv6, Rwkv7
 from torch_mi.errors import ConfigError, MIError
 from torch_mi.families import RECURRENTS
-=======
->>>>>>> states
 from torch_mi.hooks.coordinates import At
 from torch_mi.hooks.point import HookPoint as P
 
