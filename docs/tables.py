@@ -298,7 +298,12 @@ def written(source: Source) -> str:
     return name + LAYOUT_WORDS.get(kind, f", {kind.lower()}").format(part=part)
 
 
-SPELLINGS = {"rwkv.": "Hugging Face", "model.": "fla", "": "the authors"}
+SPELLINGS = {
+    "rwkv.": "Hugging Face",
+    "backbone.": "Hugging Face",
+    "model.": "fla",
+    "": "the authors",
+}
 """Whose names a table has, by how they begin."""
 
 

@@ -136,7 +136,7 @@ def drawn(name: str, shape: torch.Size, dice: torch.Generator) -> Tensor:
 
 def drawn_recurrent(name: str, shape: torch.Size, dice: torch.Generator) -> Tensor:
     """A parameter of a recurrent model, in which no state explodes or is gone at once."""
-    path = name.split(".")
+    path = ["", *name.split(".")]
     if path[-1].startswith("mix_") and len(shape) == 1:
         return torch.rand(shape, generator=dice)
     noise = torch.randn(shape, generator=dice)

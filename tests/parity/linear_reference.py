@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.nn.functional import elu, relu, sigmoid, silu
 
 Weights = Mapping[str, Tensor]
-ACTIVE = {"silu": silu, "relu": relu, "elu": lambda x: elu(x) + 1, "identity": lambda x: x}
+
+
+def positive(x: Tensor) -> Tensor:
+    return elu(x) + 1
+
+
+def unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVE = {"silu": silu, "relu": relu, "elu": positive, "identity": unchanged}
 
 
 def rms(x: Tensor, eps: float) -> Tensor:
@@ -100,10 +110,8 @@ def gla(at: Layer, x: Tensor) -> Tensor:
     shared = heads // (cfg.get("num_kv_heads") or heads)
     size, wide = q.shape[-1] // heads, v.shape[-1] * shared // heads
     qs, ks, vs, gs = by_head(q, size), by_head(k, size), by_head(v, wide), by_head(gate, size)
-    read = [
-        scanned(qs[h], *(y[h // shared] for y in (ks, vs)), gs[h // shared].exp())
-        for h in range(heads)
-    ]
+    groups = [h // shared for h in range(heads)]
+    read = [scanned(qs[h], ks[g], vs[g], gs[g].exp()) for h, g in enumerate(groups)]
     norm = "g_norm_swish_gate" if at.has("attn.g_norm_swish_gate.weight") else "g_norm"
     return at.gated(read, x, norm, cfg["norm_eps"])
 

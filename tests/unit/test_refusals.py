@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Raw, str]] = {
     ),
     "speech": ({"model_type": "whisper", "d_model": 384}, "'whisper' is no language model"),
     "images": ({"model_type": "vit", "hidden_size": 768}, "'vit' is no language model"),
-    "recurrent": ({"model_type": "mamba"}, "'mamba' is recurrent in a way that is not modelled"),
+    "recurrent": ({"model_type": "xlstm"}, "'xlstm' is recurrent in a way that is not modelled"),
     "hybrid": ({"model_type": "jamba"}, "'jamba' is a hybrid of recurrent and attention layers"),
     "attention sinks": ({"model_type": "gpt_oss"}, "a learned sink that takes part"),
     "remote code": (
@@ -147,8 +147,6 @@ def test_a_wrong_kind_of_model_is_named(what: str, tmp_path: Path) -> None:
 GENUINE = {
     "gpt_oss/openai__gpt-oss-20b": "mxfp4",
     "llama4/meta-llama__llama-4-scout-17b-16e-instruct": "'llama4' is multimodal",
-    "mamba/state-spaces__mamba-130m-hf": "'mamba' is recurrent",
-    "mamba2/mamba2-780m-hf": "'mamba2' is recurrent",
     "qwen/qwen": "never run here",
 }
 

@@ -234,7 +234,7 @@ GLA = RecurrentFamily(
     tuple(table for norm in NORMS for table in names("qkv", norm, LOW)),
     INERT | FLA,
     FIXED | {"use_gk": (True,), "use_gv": (False,)},
-    tiny=TINY | {"num_heads": 4, "num_kv_heads": 2, "expand_k": 0.5, "gate_low_rank_dim": 5},
+    tiny=TINY | {"num_heads": 4, "num_kv_heads": 2, "expand_v": 1.5, "gate_low_rank_dim": 5},
 )
 RETNET = RecurrentFamily(
     "retnet",
