@@ -156,10 +156,10 @@ def test_muon_is_torchs_but_for_the_rounding():
 
 
 def test_matrices_are_what_maps_vectors_to_vectors(model: MIModel):
-    transformer = MIModel.from_pretrained("demo", device="cpu").backend
-    flat = {n for n, p in transformer.named_parameters() if p.ndim == 2}
+    transformer = MIModel.from_pretrained("demo", device="cpu")
+    flat = {n for n, p in transformer.backend.named_parameters() if p.ndim == 2}
     assert matrices_of(transformer) == flat - {"tokens.weight"}
-    chosen = matrices_of(model.backend)
+    chosen = matrices_of(model)
     assert len(chosen) == model.num_layers * (4 + 8 + 2) - 2  # layer 0 mixes in no values
     assert not chosen & {"head.weight", "tokens.weight", "blocks.0.mix.bonus"}
 
