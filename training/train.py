@@ -8,6 +8,7 @@ the rounding of the machine's kernels.
 import argparse
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -39,8 +40,9 @@ PLACES = {"llama": Path("src/torch_mi/demo"), "rwkv": Path("src/torch_mi/demo/rw
 
 def matrices_of(model: MIModel) -> set[str]:
     """The parameters that map vectors to vectors; embedding and unembedding are tables."""
-    modules = dict[str, nn.Module](cast("nn.Module", model.backend).named_modules())
-    linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
+    named = cast("nn.Module", model.backend).named_modules()
+    modules = cast("Iterable[tuple[str, nn.Module]]", named)
+    linear = {name for name, module in modules if isinstance(module, nn.Linear)}
     return {f"{name}.weight" for name in linear - {"head"}}
 
 

@@ -186,8 +186,10 @@ def test_the_first_weights_know_nothing(tmp_path: Path):
 def test_an_interrupted_training_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    packaged = batches.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    monkeypatch.setattr("training.tokenizer.build", lambda _: packaged)
+    def packaged(_: int) -> batches.Tokenizer:
+        return batches.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+
+    monkeypatch.setattr("training.tokenizer.build", packaged)
     plan = replace(RECIPES["rwkv"], documents=6)
     through = Trainer(plan, tmp_path)
     for _ in range(2):
