@@ -40,8 +40,9 @@ PLACES = {"llama": Path("src/torch_mi/demo"), "rwkv": Path("src/torch_mi/demo/rw
 
 def matrices_of(model: MIModel) -> set[str]:
     """The parameters that map vectors to vectors; embedding and unembedding are tables."""
-    named = cast("nn.Module", model.backend).named_modules()
-    modules = cast("Iterable[tuple[str, nn.Module]]", named)
+    modules = cast(
+        "Iterable[tuple[str, nn.Module]]", cast("nn.Module", model.backend).named_modules()
+    )
     linear = {name for name, module in modules if isinstance(module, nn.Linear)}
     return {f"{name}.weight" for name in linear - {"head"}}
 
