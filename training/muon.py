@@ -37,7 +37,7 @@ def orthogonal(x: Tensor) -> Tensor:
     """The nearest matrix with orthogonal rows or columns, about."""
     a, b, c = COEFFICIENTS
     wide = x if x.shape[0] <= x.shape[1] else x.T
-    wide = wide / wide.norm().clamp(min=1e-7)
+    wide = wide / wide.square().sum().sqrt().clamp(min=1e-7)
     for _ in range(TIMES):
         square = wide @ wide.T
         wide = a * wide + (b * square + c * square @ square) @ wide

@@ -8,8 +8,10 @@ the rounding of the machine's kernels.
 import argparse
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from tokenizers import Tokenizer
@@ -36,9 +38,12 @@ PLACES = {"llama": Path("src/torch_mi/demo"), "rwkv": Path("src/torch_mi/demo/rw
 """Where each model is packaged."""
 
 
-def matrices_of(backend: nn.Module) -> set[str]:
+def matrices_of(model: MIModel) -> set[str]:
     """The parameters that map vectors to vectors; embedding and unembedding are tables."""
-    linear = {name for name, module in backend.named_modules() if isinstance(module, nn.Linear)}
+    modules = cast(
+        "Iterable[tuple[str, nn.Module]]", cast("nn.Module", model.backend).named_modules()
+    )
+    linear = {name for name, module in modules if isinstance(module, nn.Linear)}
     return {f"{name}.weight" for name in linear - {"head"}}
 
 
@@ -54,7 +59,7 @@ class Trainer:
         self.tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
         self.model = self.load()
         self.parameters = dict(self.model.backend.named_parameters())
-        chosen = matrices_of(self.model.backend)
+        chosen = matrices_of(self.model)
         matrices = [p for name, p in self.parameters.items() if name in chosen]
         others = [p for name, p in self.parameters.items() if name not in chosen]
         by_matrix = muon.Muon if plan.float32 else torch.optim.Muon

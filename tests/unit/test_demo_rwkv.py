@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from torch_mi.hooks.coordinates import At
+from torch_mi.hooks.interventions import Apply
+from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.hooks.states import StateKnockoutSpec
 from torch_mi.loading import PACKAGED
@@ -26,15 +29,20 @@ def model() -> MIModel:
     return MIModel.from_pretrained("demo-rwkv", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def measured(model: MIModel) -> figures.Figures:
-    return figures.evaluate(model, 20)
+def test_facts_are_known_in_sentences_that_never_said_them(model: MIModel):
+    known = figures.ask(model, corpus.fact_questions())
+    assert known.of == sum(len(r.facts) for r in facts.RELATIONS) * corpus.HELD_OUT_TEMPLATES
+    assert known.share >= 0.98, known.wrong
 
 
-def test_facts_are_known_in_sentences_that_never_said_them(measured: figures.Figures):
-    taught = sum(len(r.facts) for r in facts.RELATIONS)
-    assert measured.facts.of == taught * corpus.HELD_OUT_TEMPLATES
-    assert measured.facts.share >= 0.95, measured.facts.wrong
+def test_the_indirect_object_is_found_for_pairs_that_never_met(model: MIModel):
+    found = figures.ask(model, corpus.ioi_questions(figures.TEST_SEED, 100))
+    assert found.share >= 0.95, found.wrong
+
+
+def test_second_lines_rhyme(model: MIModel):
+    rhymed = figures.couplets(model, corpus.couplet_questions(figures.TEST_SEED, 10))
+    assert rhymed.share >= 0.8, rhymed.wrong
 
 
 def test_paris(model: MIModel):
@@ -84,7 +92,7 @@ def test_without_what_the_subject_wrote_the_answer_is_gone(model: MIModel):
     assert len(asked.tokens) > 50
     assert asked.known(model) >= 0.95
     gone = StateKnockoutSpec().position(asked.subject)
-    assert asked.known(model, gone) < 0.5
+    assert asked.known(model, gone) < 0.3
     assert asked.known(model, replace(gone, shift=True)) < 0.1
     for other in range(asked.tokens.shape[1] - 1):
         if other != asked.subject:
@@ -98,10 +106,20 @@ def test_the_token_after_a_subject_writes_of_it_too(model: MIModel):
     assert asked.known(model, one) > 0.5 > asked.known(model, one.position(asked.subject + 1))
 
 
-def test_state_and_shift_are_all_ways_from_one_token_to_later_ones(model: MIModel):
+def test_writes_erasures_shift_and_decay_are_all_ways_to_later_tokens(model: MIModel):
     asked = ask(model, "On the map of {x}, the star marks")
-    logits = asked.logits(model, StateKnockoutSpec((asked.subject,), full=True, shift=True))
-    torch.testing.assert_close(logits, logits[:1].expand_as(logits), atol=1e-3, rtol=1e-4)
+    spec = HookSpec().set_state_knockout(StateKnockoutSpec((asked.subject,), full=True, shift=True))
+    left = spread(model.forward(asked.tokens, spec).output[:, -1])
+    assert left > 0.1  # how fast a state fades still depends on the country
+    spec.intervene(
+        HookPoint.RwkvW, Apply(lambda x, _: torch.ones_like(x), at=At(pos=asked.subject))
+    )
+    assert spread(model.forward(asked.tokens, spec).output[:, -1]) < 1e-3
+
+
+def spread(logits: Tensor) -> float:
+    """How far the same logit of different prompts lies apart."""
+    return float((logits.amax(0) - logits.amin(0)).max())
 
 
 def test_everything_can_be_looked_at(model: MIModel):
@@ -138,10 +156,10 @@ def test_muon_is_torchs_but_for_the_rounding():
 
 
 def test_matrices_are_what_maps_vectors_to_vectors(model: MIModel):
-    transformer = MIModel.from_pretrained("demo", device="cpu").backend
-    flat = {n for n, p in transformer.named_parameters() if p.ndim == 2}
+    transformer = MIModel.from_pretrained("demo", device="cpu")
+    flat = {n for n, p in transformer.backend.named_parameters() if p.ndim == 2}
     assert matrices_of(transformer) == flat - {"tokens.weight"}
-    chosen = matrices_of(model.backend)
+    chosen = matrices_of(model)
     assert len(chosen) == model.num_layers * (4 + 8 + 2) - 2  # layer 0 mixes in no values
     assert not chosen & {"head.weight", "tokens.weight", "blocks.0.mix.bonus"}
 
@@ -165,7 +183,13 @@ def test_the_first_weights_know_nothing(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_goes_on_where_it_was(tmp_path: Path):
+def test_an_interrupted_training_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def packaged(_: int) -> batches.Tokenizer:
+        return batches.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+
+    monkeypatch.setattr("training.tokenizer.build", packaged)
     plan = replace(RECIPES["rwkv"], documents=6)
     through = Trainer(plan, tmp_path)
     for _ in range(2):
