@@ -40,8 +40,11 @@ lint: .venv/ready  ## ruff and the floors
 types: .venv/ready  ## strict type check
 	$(BIN)/basedpyright
 
-demo-models: .venv/ready  ## retrain the packaged demo model (half an hour on two cores)
-	MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 $(BIN)/python -m training.train
+demo-models: export MALLOC_MMAP_THRESHOLD_ := 4000000000
+demo-models: export MALLOC_TRIM_THRESHOLD_ := 8000000000
+demo-models: .venv/ready  ## retrain the packaged demo models (half an hour each on two cores)
+	$(BIN)/python -m training.train
+	$(BIN)/python -m training.train --model rwkv
 
 docs-tables: .venv/ready  ## write the pages that are read off the declarations
 	$(BIN)/python -m docs.tables

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training.corpus import EARLY, LATE, documents
+from training.corpus import LATE, MIXTURES, documents
 from training.recipe import Recipe
 from training.tokenizer import BOS, EOS, SPECIAL
 
@@ -45,7 +45,7 @@ class Rectangle:
 def rows(tokenizer: Tokenizer, plan: Recipe, step: int) -> list[Row]:
     """The documents of one training step, a function of the recipe and the step alone."""
     rng = random.Random(f"{plan.seed}/{step}")
-    shares = EARLY if step < plan.late_from else LATE
+    shares = MIXTURES[plan.early] if step < plan.late_from else LATE
     chosen = list(islice(documents(rng.getrandbits(48), shares), plan.documents))
     texts = tokenizer.encode_batch([d.text for d in chosen], add_special_tokens=False)
     found: list[Row] = []

@@ -248,6 +248,10 @@ EARLY = (0.44, 0.05, 0.03, 0.18, 0.09, 0.13, 0.04, 0.02, 0.02)
 LATE = (0.22, 0.03, 0.03, 0.14, 0.20, 0.28, 0.04, 0.02, 0.04)
 """The same once facts are known: more of what is slow to learn."""
 
+FACTS_FIRST = (0.68, 0.05, 0.03, 0.09, 0.04, 0.06, 0.02, 0.01, 0.02)
+"""Mostly facts, which are the shortest documents."""
+MIXTURES = {"early": EARLY, "late": LATE, "facts": FACTS_FIRST}
+
 
 def documents(seed: int, shares: Sequence[float] = EARLY) -> Iterator[Document]:
     """The corpus, without end."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Trains the packaged demo model: `python -m training.train --out src/torch_mi/demo --seed 0`.
+"""Trains a packaged demo model: `python -m training.train`, or with `--model rwkv`.
 
 Interrupted, it goes on from its last checkpoint; the same recipe leads to the same model up to
 the rounding of the machine's kernels.
@@ -8,22 +8,22 @@ the rounding of the machine's kernels.
 import argparse
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from torch_mi.errors import MIError, ModelError
 from torch_mi.model import MIModel
 from torch_mi.storage import read_json, read_tensors, write_json, write_tensors
-from training import batches, recipe
+from training import batches, muon, recipe
 from training import evaluate as figures
 from training import tokenizer as tokens
-from training.recipe import Recipe
+from training.recipe import RECIPES, Recipe
 
 SHIPPED = (
     "config.json",
@@ -32,11 +32,14 @@ SHIPPED = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+PLACES = {"llama": Path("src/torch_mi/demo"), "rwkv": Path("src/torch_mi/demo/rwkv")}
+"""Where each model is packaged."""
 
 
-def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter maps vectors to vectors; an embedding is a table."""
-    return parameter.ndim == 2 and name != "tokens.weight"
+def matrices_of(backend: nn.Module) -> set[str]:
+    """The parameters that map vectors to vectors; embedding and unembedding are tables."""
+    linear = {name for name, module in backend.named_modules() if isinstance(module, nn.Linear)}
+    return {f"{name}.weight" for name in linear - {"head"}}
 
 
 class Trainer:
@@ -51,12 +54,14 @@ class Trainer:
         self.tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
         self.model = self.load()
         self.parameters = dict(self.model.backend.named_parameters())
-        matrices = [p for name, p in self.parameters.items() if is_matrix(name, p)]
-        others = [p for name, p in self.parameters.items() if not is_matrix(name, p)]
-        decay = plan.weight_decay
+        chosen = matrices_of(self.model.backend)
+        matrices = [p for name, p in self.parameters.items() if name in chosen]
+        others = [p for name, p in self.parameters.items() if name not in chosen]
+        by_matrix = muon.Muon if plan.float32 else torch.optim.Muon
+        by_vector = AdamW(others, betas=(0.9, 0.98), weight_decay=plan.vector_decay)
         self.optimizers: dict[Optimizer, float] = {
-            Muon(matrices, weight_decay=decay): plan.matrix_rate,
-            AdamW(others, betas=(0.9, 0.98), weight_decay=decay): plan.learning_rate,
+            by_matrix(matrices, weight_decay=plan.weight_decay): plan.matrix_rate,
+            by_vector: plan.learning_rate,
         }
         """Each optimiser and its learning rate."""
         self.step = self.seconds = self.seen = 0
@@ -66,7 +71,7 @@ class Trainer:
     def load(self) -> MIModel:
         if self.resumes:
             return MIModel.from_pretrained(self.work, device="cpu")
-        return recipe.begin(self.work, self.tokenizer.get_vocab_size(), self.plan.seed)
+        return recipe.begin(self.work, self.tokenizer.get_vocab_size(), self.plan)
 
     def restore(self) -> None:
         """The optimiser and the counters as the checkpoint has them."""
@@ -93,8 +98,7 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint: model, optimiser, then the note that says both are there."""
-        config = read_json(self.work / "config.json")
-        weights = recipe.hugging_face_weights(self.model, config)
+        weights = recipe.hugging_face_weights(self.model, self.work)
         write_tensors(self.work / "model.safetensors", weights)
         owner = self.owner()
         state = {
@@ -154,19 +158,22 @@ def publish(trainer: Trainer, out: Path) -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    usual = Recipe()
-    parser = argparse.ArgumentParser(description="Train the packaged demo model.")
-    parser.add_argument("--out", type=Path, default=Path("src/torch_mi/demo"))
-    parser.add_argument("--work", type=Path, default=Path("training/out/demo"))
-    parser.add_argument("--seed", type=int, default=usual.seed)
-    parser.add_argument("--steps", type=int, default=usual.steps)
-    parser.add_argument("--documents", type=int, default=usual.documents, help="per step")
-    parser.add_argument("--learning-rate", type=float, default=usual.learning_rate)
+    parser = argparse.ArgumentParser(description="Train a packaged demo model.")
+    parser.add_argument("--model", choices=sorted(RECIPES), default="llama")
+    parser.add_argument("--out", type=Path, help="where the packaged one lies, unless given")
+    parser.add_argument("--work", type=Path, help="training/out/MODEL, unless given")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--documents", type=int, help="per step")
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--fresh", action="store_true", help="ignore an earlier checkpoint")
     args = parser.parse_args()
+    args.out = args.out or PLACES[args.model]
+    args.work = args.work or Path("training/out") / args.model
     for name in ("steps", "documents", "learning_rate", "every"):
-        if (value := vars(args)[name]) <= 0:
+        value = vars(args)[name]
+        if value is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')} is {value}; it must be above 0")
     return args
 
@@ -174,12 +181,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, show the figures, and put the model where it is shipped from."""
     args = arguments()
-    plan = Recipe(
-        seed=args.seed,
-        steps=args.steps,
-        documents=args.documents,
-        learning_rate=args.learning_rate,
-    )
+    asked = {name: vars(args)[name] for name in ("seed", "steps", "documents", "learning_rate")}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    plan = replace(RECIPES[args.model], **changes)
     if args.fresh:
         shutil.rmtree(args.work, ignore_errors=True)
     try:

@@ -12,7 +12,7 @@ from torch_mi.families.report import complaint, diagnose
 from torch_mi.files import hub, remote
 from torch_mi.files.opening import open_files
 from torch_mi.files.quantised import KEY, dequantised
-from torch_mi.loading import Request, believable_shapes, locate
+from torch_mi.loading import PACKAGED, Request, believable_shapes, locate
 from torch_mi.results import Result
 
 FORM = "torch-mi compatibility 1"
@@ -75,7 +75,7 @@ def check(
     if (
         isinstance(source, str)
         and not local_files_only
-        and source != "demo"
+        and source not in PACKAGED
         and remote.is_remote(source)
     ):
         return _afar(source, request)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch_mi.tokens.tokenizer import MITokenizer
 
 DEMO = Path(__file__).parent / "demo"
+PACKAGED = {"demo": DEMO, "demo-rwkv": DEMO / "rwkv"}
+"""The models that this package holds."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Auto = Literal["auto"]
 TINY = "tiny:"
@@ -172,8 +174,8 @@ def adopt(hf_model: Any, tokenizer: Any = None) -> MIModel:
 
 def locate(source: str | Path, request: Request, kind: hub.Kind = hub.MODEL) -> hub.Source:
     """The folder of a model: in this package, on this machine, or fetched from the Hub."""
-    if source == "demo":
-        return hub.Source(DEMO, "demo", None)
+    if isinstance(source, str) and source in PACKAGED:
+        return hub.Source(PACKAGED[source], source, None)
     return hub.locate(
         source,
         revision=request.revision,

@@ -70,6 +70,7 @@ def test_channels_are_averaged():
 @pytest.mark.parametrize("family", VERSIONS)
 def test_sources_add_up_to_what_is_written(family: str):
     model = tiny(family)
+    found = source_decomposition(model, TEXT, 0)
     for layer in range(model.num_layers):
         found = source_decomposition(model, TEXT, layer, position="all")
         assert found.error < 1e-5 * float(found.whole.abs().max())
@@ -159,9 +160,10 @@ def test_results_keep(tmp_path: Path):
 
 def test_signed_weights_are_drawn_around_zero():
     figure = effective_attention(tiny("rwkv7"), TEXT, layers=0, heads=1).plot()
-    drawn = figure.data[0]
-    assert drawn.zmin == -drawn.zmax < 0
-    assert attention(tiny("llama"), TEXT, layers=0, heads=1).plot().data[0].zmin == 0
+    drawn = figure.to_dict()["data"][0]
+    assert drawn["zmin"] == -drawn["zmax"] < 0
+    plain = attention(tiny("llama"), TEXT, layers=0, heads=1).plot()
+    assert plain.to_dict()["data"][0]["zmin"] == 0
 
 
 def test_what_is_of_attention_alone_says_so():

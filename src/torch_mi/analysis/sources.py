@@ -61,14 +61,13 @@ class Sources(Result):
         return float((self.vectors.sum(1) - self.whole).abs().max())
 
     @property
-    def lengths(self) -> Tensor:
-        """How long each share is [pos source]."""
-        return self.vectors.square().sum(-1).sqrt()
-
-    @property
     def sources(self) -> tuple[str, ...]:
         """What the sources are called, in order."""
         return (*self.tokens, *REST)
+
+    def sizes(self) -> Tensor:
+        """How large each share is [query source]."""
+        return self.vectors.square().sum(-1).sqrt()
 
     def toward(self, direction: Tensor, name: str = "a direction") -> "SourceShares":
         """How far each share goes along a direction [d_model] of the residual stream."""
@@ -100,9 +99,7 @@ class Sources(Result):
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row for each position and source: the size of its share."""
-        return data_frame(
-            list(rows_of(self.words, self.sources, self.vectors.square().sum(-1).sqrt()))
-        )
+        return data_frame(list(rows_of(self.words, self.sources, self.sizes())))
 
     def to_dict(self) -> dict[str, object]:
         return {

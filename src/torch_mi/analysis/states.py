@@ -81,7 +81,7 @@ class StateSteeringResult(Changed):
 def spec_values(spec: StateKnockoutSpec) -> dict[str, object]:
     """A spec, as JSON values."""
     values: dict[str, object] = asdict(spec)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - any tuple
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # pyright: ignore[reportUnknownArgumentType] - any tuple
 
 
 def _fields(data: dict[str, Any]) -> dict[str, Any]:

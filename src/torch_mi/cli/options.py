@@ -27,7 +27,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="A packaged model ([bold]demo[/]), a folder, or a Hub id.",
+        help="A packaged model ([bold]demo[/], [bold]demo-rwkv[/]), a folder, or a Hub id.",
     ),
 ]
 ModelArgument = Annotated[

@@ -178,7 +178,7 @@ def _by_source(
 @plot.register(Sources)
 def _sources(result: Sources) -> "Figure":
     title = f"How much of what layer {result.layer} writes comes from each token"
-    sizes = result.lengths
+    sizes = result.sizes()
     return _by_source(result, sizes, signed=False, unit="size of the share", title=title)
 
 
@@ -190,7 +190,7 @@ def _shares(result: SourceShares) -> "Figure":
 
 @table.register(Sources)
 def _sources_table(result: Sources, width: int = WIDTH) -> "RenderableType":  # noqa: ARG001
-    sizes = result.lengths[-1]
+    sizes = result.sizes()[-1]
     title = f"what layer {result.layer} writes to {label(result.words.tokens[-1])}, by source"
     out = _ranked(result, sizes, "size of the share")
     return titled(f"{title} · {result.model_id}", out, f"the shares add up, to {result.error:.1e}")
