@@ -2,6 +2,7 @@
 """Mamba, Mamba-2, GLA, RetNet, HGRN2 and DeltaNet against `transformers` and their equations."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch_mi.errors import ConfigError, ModelError
 from torch_mi.families import RECURRENTS
 from torch_mi.hooks.point import HookPoint
 
+HERE = Path(__file__).resolve().parents[2]
+CONFIGS = Path(os.environ.get("TORCH_MI_SHARED", HERE.parent / "shared")) / "data" / "configs"
 VOCAB, LAYERS = 97, 3
 SIZES = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": LAYERS}
 STATE_SPACES: Mapping[str, dict[str, Any]] = {
@@ -244,3 +247,24 @@ def test_an_infinite_limit_of_step_sizes_is_no_limit() -> None:
         cfg = RECURRENTS["mamba2"].config({"model_type": "mamba2", **raw})
         assert isinstance(cfg.mixer, Mamba2)
         assert cfg.mixer.most_step is None
+
+
+@pytest.mark.parametrize(
+    ("path", "sizes"),
+    [
+        ("mamba/state-spaces__mamba-130m-hf.json", (768, 24, 1536, 16, 1)),
+        ("mamba/state-spaces__mamba-2.8b-hf.json", (2560, 64, 5120, 16, 1)),
+        ("mamba2/mamba2-780m-hf.json", (1536, 48, 48, 128, 64)),
+    ],
+)
+def test_released_configs(path: str, sizes: tuple[int, ...]) -> None:
+    """Width, layers, heads, and the sizes of a head's state, which no tensors tell here."""
+    file = CONFIGS / path
+    if not file.is_file():
+        pytest.skip(f"no {file}")
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    cfg = RECURRENTS[raw["model_type"]].config(raw)
+    mixer = cfg.mixer
+    found = (cfg.hidden_size, cfg.num_layers, mixer.heads, mixer.key_size, mixer.value_size)
+    assert found == sizes
+    assert cfg.tie_word_embeddings

@@ -83,7 +83,7 @@ def sizes_of(cfg: RecurrentConfig) -> Mapping[str, int]:
         "vocab": cfg.vocab_size,
     }
     if cfg.channel_mix is not ChannelMix.Absent:
-        sizes["d_mlp"] = cfg.intermediate_size
+        sizes |= {"d_mlp": cfg.intermediate_size}
     if not isinstance(mixer, Rwkv) and mixer.convolved:
-        sizes["d_conv"] = mixer.convolved
+        sizes |= {"d_conv": mixer.convolved}
     return sizes

@@ -35,11 +35,7 @@ class HookPoint(StrEnum):
         "batch pos d_model",
         "learned absolute positions, where a family has them",
     )
-    ResidPre = (
-        "blocks.*.hook_resid_pre",
-        "batch pos d_model",
-        "residual stream entering the layer",
-    )
+    ResidPre = "blocks.*.hook_resid_pre", "batch pos d_model", "residual stream entering the layer"
     Ln1Scale = (
         "blocks.*.ln1.hook_scale",
         "batch pos one",
@@ -125,8 +121,7 @@ class HookPoint(StrEnum):
     RwkvConv = (
         "blocks.*.rwkv.hook_conv",
         "batch pos d_conv",
-        "what the short convolution over the last tokens gives, before any nonlinearity; where "
-        "queries, keys and values have one each, side by side",
+        "what the short convolutions over the last tokens give, side by side; no nonlinearity yet",
     )
     RwkvDelta = (
         "blocks.*.rwkv.hook_delta",
@@ -138,11 +133,7 @@ class HookPoint(StrEnum):
         "batch pos head d_key",
         "receptance, as it reads the state (the query of other recurrent models)",
     )
-    RwkvK = (
-        "blocks.*.rwkv.hook_k",
-        "batch pos head d_key",
-        "keys, as they are written to the state",
-    )
+    RwkvK = "blocks.*.rwkv.hook_k", "batch pos head d_key", "keys, as they are written to the state"
     RwkvVFirst = (
         "blocks.*.rwkv.hook_v_first",
         "batch pos head d_value",
@@ -169,11 +160,7 @@ class HookPoint(StrEnum):
         "batch pos head d_key",
         "the key of unit length under which the state erases",
     )
-    RwkvG = (
-        "blocks.*.rwkv.hook_g",
-        "batch pos head d_value",
-        "the gate on what was read",
-    )
+    RwkvG = "blocks.*.rwkv.hook_g", "batch pos head d_value", "the gate on what was read"
     RwkvWrite = (
         "blocks.*.rwkv.hook_write",
         "batch pos head",
@@ -318,11 +305,7 @@ class HookPoint(StrEnum):
         "batch pos d_model",
         "exactly what the MLP adds to the residual stream",
     )
-    ResidPost = (
-        "blocks.*.hook_resid_post",
-        "batch pos d_model",
-        "residual stream leaving the layer",
-    )
+    ResidPost = "blocks.*.hook_resid_post", "batch pos d_model", "residual stream leaving the layer"
     FinalScale = "ln_final.hook_scale", "batch pos one", "denominator of the final norm"
     FinalNormalized = (
         "ln_final.hook_normalized",

@@ -28,7 +28,8 @@ class StateKnockoutSpec:
     full: bool = False
     """Whether the token erases nothing either, where a model erases (RWKV-7, the delta rule)."""
     shift: bool = False
-    """Whether the next token does not see this one through the token shift either."""
+    """Whether the next token does not see this one through the token shift either. A short
+    convolution is no token shift: what it passes on stays."""
 
     def position(self, *positions: int) -> Self:
         """These positions too."""
