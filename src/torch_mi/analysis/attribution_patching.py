@@ -104,11 +104,7 @@ def attribution_patches(  # noqa: PLR0913 - an experiment is made of choices
     """`attribution_patch` at several places, or at all the model has, for the price of one."""
     check_method(method, steps)
     pairs = read_pairs(model, clean, corrupted, direction)
-    names = at or [
-        name
-        for name, point in points_of(model).items()
-        if point in model.backend.hook_points and not point.stepwise
-    ]
+    names = at or differentiable_names(model)
     cuts = {name: cut_of(model, name, by, layers, pairs) for name in names}
     for name, cut in cuts.items():
         if "layer" not in cut.axes and len(cut.layers) > 1:
@@ -144,6 +140,13 @@ def attribution_patches(  # noqa: PLR0913 - an experiment is made of choices
             noising=pairs.noising,
         )
     return grids
+
+
+def differentiable_names(model: MIModel) -> list[str]:
+    """What of the things that can be patched has a gradient in this model."""
+    offered = model.backend.hook_points
+    named = points_of(model).items()
+    return [name for name, point in named if point in offered and not point.stepwise]
 
 
 def check_method(method: str, steps: int) -> None:
