@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from torch_mi import testing
+from torch_mi.backends.build import shapes_of
 from torch_mi.backends.transformer import parameter_shapes
 from torch_mi.compatibility import CompatibilityReport, check
 from torch_mi.config.parts import BlockLayout, NormType, Over, QkNorm
+from torch_mi.config.recurrent import RecurrentConfig
 from torch_mi.config.transformer import TransformerConfig
 from torch_mi.errors import ConfigError
 from torch_mi.families import FAMILIES, Family, read_config
@@ -86,8 +88,10 @@ def stored(family: Family, cfg: TransformerConfig) -> Shapes:
     return found
 
 
-def measured(cfg: TransformerConfig, _stored: object) -> Mapping[str, tuple[int, ...]]:
-    return parameter_shapes(cfg)
+def measured(
+    cfg: TransformerConfig | RecurrentConfig, _stored: object
+) -> Mapping[str, tuple[int, ...]]:
+    return shapes_of(cfg)
 
 
 def guess(raw: Raw, shapes: Shapes, name: str = "zebra") -> Inferred:

@@ -150,7 +150,7 @@ class TestRuns:
         with pytest.raises(ModelError, match="from layer -1"):
             MODEL.forward(Residual(-1, x))
         with pytest.raises(
-            ModelError, match=r"a Residual holds \[batch pos 24\], got \[1, 3, 23\]"
+            ModelError, match=r"a Residual of this layer holds \[batch pos 24\], got \[1, 3, 23\]"
         ):
             MODEL.forward(Residual(0, x[..., 1:]))
         assert MODEL.forward(Residual(3, x)).output.shape == (1, 3, 97)

@@ -305,7 +305,7 @@ def test_directions_are_differences_of_means(tmp_path):  # pyright: ignore[repor
         ]
         at = grid.at("layer", layer).at("strength", strength)
         assert float(at.values) == pytest.approx(float(torch.stack(scores).mean()), abs=1e-5)
-    assert grid.at("strength", 0.0).values.tolist() == pytest.approx([grid.baseline] * 2)
+    assert grid.at("strength", 0.0).values.tolist() == pytest.approx([grid.baseline] * 2, abs=1e-5)
 
 
 def test_convergence_is_measured_layer_by_layer(tmp_path):  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
