@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """What a model's weights take, what loading one would take, and what a run would take: in bytes."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torch_mi.backends.build import Config, shapes_of
 from torch_mi.cache import HookCache, Prefix
+from torch_mi.families import RECURRENTS, read_config
 from torch_mi.families.report import understand
 from torch_mi.files.checkpoint import has_weights
 from torch_mi.files.hub import CONFIG, Source
@@ -244,14 +245,13 @@ def forecast(
 
 def _config(files: Files, found: Source) -> Config:
     """What a model is, by its config and, where they are here, the headers of its weights."""
-
-    def headers() -> Mapping[str, tuple[int, ...]]:
-        if not has_weights(found.folder, found.file):
-            return {}
+    shapes = dict[str, tuple[int, ...]]()
+    if has_weights(found.folder, found.file):
         with files.open() as weights:
-            return dict(weights.shapes())
-
-    return understand(files.config, headers, lambda cfg, _: shapes_of(cfg)).config
+            shapes = dict(weights.shapes())
+    elif files.config.get("model_type") not in RECURRENTS:
+        return read_config(files.config)[1]
+    return understand(files.config, lambda: shapes, lambda cfg, _: shapes_of(cfg)).config
 
 
 def _against(found: Footprint, device: torch.device) -> LoadForecast:
