@@ -12,15 +12,16 @@ from tests.parity.rwkv import Plain, Sizes, checkpoint
 from tests.parity.test_rwkv import agrees, written
 from torch_mi import testing
 from torch_mi.backends.recurrent import RecurrentBlock
+from torch_mi.cache import Prefix
 from torch_mi.errors import MIError
 from torch_mi.hooks import states, steps
 from torch_mi.hooks.coordinates import At
-from torch_mi.hooks.interventions import Zero
+from torch_mi.hooks.interventions import Scale, Zero
 from torch_mi.hooks.point import HookPoint
 from torch_mi.hooks.spec import HookSpec
 from torch_mi.hooks.states import StateKnockoutSpec
 from torch_mi.model import MIModel
-from torch_mi.nn import reading, rwkv4
+from torch_mi.nn import reading, rwkv4, rwkv6
 from torch_mi.nn.rwkv import Channels
 from torch_mi.nn.rwkv4 import Rwkv4Mix
 from torch_mi.nn.rwkv6 import MatrixState, Rwkv6Mix
@@ -46,7 +47,7 @@ MUTATIONS = (
     Mutation("a bonus is dropped", MatrixState, "mixed_out", "y + tap(", "y + 0 * tap(", "rwkv5"),
     Mutation("a bonus is dropped in 7", Rwkv7Mix, "forward", "z = z + tap(", "tap(", "rwkv7"),
     Mutation(
-        "the decay is a logarithm", reading, "faded", ".expand(like.shape).exp()", "", "rwkv6"
+        "the decay is a logarithm", rwkv6, "faded", ".expand(like.shape).exp()", "", "rwkv6"
     ),
     Mutation("the decay of 7 is too strong", Rwkv7Mix, "_decay", "SLOWEST *", "-1.0 *", "rwkv7"),
     Mutation("the first token is its own predecessor", Steps, "_from", "zeros", "ones", "rwkv"),
@@ -94,9 +95,7 @@ MUTATIONS = (
         "None, steps, tap, None",
         "rwkv7",
     ),
-    Mutation(
-        "sums start anew at a halt", rwkv4, "halted", "kept if start", "None if start", "rwkv"
-    ),
+    Mutation("sums start anew at a halt", rwkv4, "halted", "gate, state)", "gate, None)", "rwkv"),
     Mutation(
         "a halt is one too late", reading, "through", "start = stop + 1", "start = stop", "rwkv5"
     ),
@@ -147,6 +146,25 @@ def examine(family: str, folder: Path) -> None:
     edit, where = Zero(at=At(pos=2)), HookPoint.RwkvState(0)
     seen = subject.forward(tokens, HookSpec().capture(where).intervene(where, edit))
     assert not seen[where][:, 2].any(), "a capture is not what flows on"
+    decay = subject.forward(tokens, HookSpec().capture(HookPoint.RwkvW))[HookPoint.RwkvW(0)]
+    assert ((decay > 0) & (decay <= 1)).all(), "a decay is no factor"
+    same = HookSpec().intervene(where, Scale(1.0, at=At(pos=1)))
+    plain = subject.forward(tokens).output
+    torch.testing.assert_close(subject.forward(tokens, same).output, plain, atol=1e-5, rtol=0)
+    passes_over_padding(subject)
+
+
+def passes_over_padding(subject: MIModel) -> None:
+    """What a row filled up on the right leaves behind is what it leaves behind alone."""
+    tokens = testing.random_tokens(subject, 2, 5)
+    more = testing.random_tokens(subject, 2, 3, seed=1)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    prefix = subject.forward(tokens, attention_mask=mask, after=Prefix()).prefix
+    found = subject.forward(more, after=prefix).output
+    for row, real in enumerate((5, 3)):
+        whole = torch.cat([tokens[row, :real], more[row]])[None]
+        alone = subject.forward(whole).output[0, real:]
+        torch.testing.assert_close(found[row], alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", SIZES)
