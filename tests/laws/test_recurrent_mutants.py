@@ -46,9 +46,7 @@ LAWS = (
 MUTATIONS = (
     Mutation("a bonus is dropped", MatrixState, "mixed_out", "y + tap(", "y + 0 * tap(", "rwkv5"),
     Mutation("a bonus is dropped in 7", Rwkv7Mix, "forward", "z = z + tap(", "tap(", "rwkv7"),
-    Mutation(
-        "the decay is a logarithm", rwkv6, "faded", ".expand(like.shape).exp()", "", "rwkv6"
-    ),
+    Mutation("the decay is a logarithm", rwkv6, "faded", ".expand(like.shape).exp()", "", "rwkv6"),
     Mutation("the decay of 7 is too strong", Rwkv7Mix, "_decay", "SLOWEST *", "-1.0 *", "rwkv7"),
     Mutation("the first token is its own predecessor", Steps, "_from", "zeros", "ones", "rwkv"),
     Mutation(

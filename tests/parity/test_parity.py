@@ -19,7 +19,10 @@ from torch_mi.hooks.spec import HookSpec
 from torch_mi.model import MIModel
 
 TOLERANCE = 1e-5
-"""Largest difference of any logit, residual or probability in float32."""
+"""Largest difference of any logit, residual or probability in float32, of the largest entry.
+
+Processors sum in different orders: the same comparison gives 0.9e-5 on one and 1.04e-5 on another.
+"""
 LENGTHS = ((1, 1), (2, 7), (1, 12), (2, 20), (1, 31))
 """Batch and length of five prompts; a base that grows with the run wants them in this order."""
 
@@ -39,7 +42,8 @@ def prompt(batch: int, pos: int, seed: int = 0) -> Tensor:
 
 def same(found: Tensor, wanted: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
     worst = (found.float() - wanted.float()).abs().max().item()
-    assert worst <= tolerance, f"{what} differ by {worst:.2g}"
+    size = max(1.0, wanted.float().abs().max().item())
+    assert worst <= tolerance * size, f"{what} differ by {worst:.2g}, of {size:.2g}"
 
 
 def compare(ours: HookCache, theirs: hf.Seen, real: Tensor | None = None) -> None:
