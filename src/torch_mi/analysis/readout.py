@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from torch_mi.errors import ModelError
 from torch_mi.hooks.point import Hook, HookPoint
 from torch_mi.model import MIModel
 
@@ -94,7 +95,10 @@ def readout(
     """The readout of one layer at these positions of a run's one prompt, in double precision."""
     written = model.backend.mixed_written(layer)
     if written is None:
-        raise ValueError(f"layer {layer} has no state")
+        raise ModelError(
+            f"what layer {layer} makes of what it reads does not come apart here: that is known "
+            "for RWKV alone; AttnOut is the whole of it"
+        )
 
     def at(point: HookPoint) -> Tensor:
         return cache[point(layer)][0, list(places)].double()

@@ -232,10 +232,12 @@ def carried(model: MIModel, layer: int, point: HookPoint, rows: Tensor, held: Te
 def heads_apart(model: MIModel) -> bool:
     """Whether what layers mix comes apart into heads that are few.
 
-    Heads of one channel each, as in RWKV-4, are as many as the stream is wide, and are left whole.
+    Heads of one channel each, as in RWKV-4, are as many as the stream is wide, and are left whole;
+    so are heads of recurrent models for which it is not known here how they are put together.
     """
     points, sizes = model.backend.hook_points, model.backend.sizes
-    return P.AttnResult in points or (P.RwkvWkv in points and sizes["d_value"] > 1)
+    known = P.RwkvWkv in points and model.backend.mixed_written(0) is not None
+    return P.AttnResult in points or (known and sizes["d_value"] > 1)
 
 
 def check_split(model: MIModel, split: str | Collection[str]) -> frozenset[str]:
