@@ -134,7 +134,7 @@ class Generation:
         """Whether keys and values are carried over: as told, or if that is provably the same."""
         if self._use_cache is not None:
             return self._use_cache
-        length = self._start.shape[1]
+        length = self._start.shape[1] + (0 if self._after is None else self._after.seen)
         if self._model.backend.grows_differently(length, length + max_new_tokens):
             return False
         spec = self._spec or HookSpec()
