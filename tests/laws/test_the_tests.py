@@ -106,20 +106,21 @@ ROOMS: tuple[tuple[Owner, str], ...] = (
 
 def offering(point: HookPoint) -> str:
     """A family that has this point."""
-    some = ("llama", "gemma2", "gpt2", "deepseek_v3", "rwkv6", "rwkv7")
-    return next((f for f in some if point in testing.tiny(f).backend.hook_points), "llama")
+    some = ("llama", "gemma2", "gpt2", "deepseek_v3", "rwkv6", "rwkv7", "mamba")
+    return next(f for f in some if point in testing.tiny(f).backend.hook_points)
 
 
-UNUSED = {HookPoint.MlpMid}
+TOYS = ("Rnn", "MlpMid")
 """Points that no family has; models made by hand do."""
+UNUSED = {point for point in HookPoint if point.name.startswith(TOYS)}
 
 
 ELSEWHERE = re.compile(
     r"Ln\w+|Final(Scale|Normalized)|Attn([QKV]In|Result|Latent)|\w*Expert\w+|Router\w+"
-    r"|Rwkv\w+|Mlp(Shift|Gate)"
+    r"|Rwkv\w+|Rnn\w+|Mlp(Shift|Gate)"
 )
-"""Points of norms and of what is made on demand; those of experts, latents and recurrent models are
-tried apart."""
+"""Points of norms and of what is made on demand; those of experts, latents, recurrent models and
+toys are tried apart."""
 
 
 def taps() -> list[tuple[Owner, str, str]]:

@@ -11,7 +11,7 @@ import torch_mi as mi
 from tests.unit.test_stoicheia import drawn
 from torch_mi.analysis.stoicheia.kernel import Hold, outputs
 from torch_mi.partial import record, rerun
-from torch_mi.testing import LAWS
+from torch_mi.testing import LAWS, every_hook_fires
 
 P = mi.HookPoint
 N, HIDDEN, ROWS = 4, 5, 3
@@ -44,6 +44,13 @@ def test_the_laws_hold() -> None:
     model, numbers = RNN.model(), torch.tensor([[2, 1, 3, 1], [1, 4, 2, 2]])
     for law in LAWS:
         law(model, numbers)
+
+
+@pytest.mark.parametrize("point", [point for point in P if point.name.startswith("Rnn")])
+def test_an_axis_that_is_dropped_is_noticed(point: P, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(point, "axes", point.axes[:-1])
+    with pytest.raises((AssertionError, mi.MIError)):
+        every_hook_fires(RNN.model(), torch.tensor([[2, 1, 3, 1]]))
 
 
 def test_every_place_holds_what_it_says() -> None:

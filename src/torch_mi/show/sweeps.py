@@ -90,7 +90,7 @@ def _ticks(result: Grid, digits: int) -> dict[float, str]:
 def decimals(reach: float) -> int:
     """How many decimals tell scores apart that differ by up to `reach`.
 
-    >>> [decimals(reach) for reach in (300, 4, 0.03, 1e-7)]
+    >>> [decimals(reach) for reach in (300.0, 4.0, 0.03, 1e-7)]
     [2, 2, 3, 5]
     """
     return max(2, min(5, 1 - math.floor(math.log10(reach))))
