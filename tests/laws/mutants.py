@@ -214,7 +214,11 @@ MUTATIONS = (
         "new = edit.edit(new, self.hook)\n        x = new if",
     ),
     Mutation(
-        "receipts are not kept", trace.Receipt, "record", "self.times += 0 if again else 1", "self.times += 0"
+        "receipts are not kept",
+        trace.Receipt,
+        "record",
+        "self.times += 0 if again else 1",
+        "self.times += 0",
     ),
     Mutation(
         "an edit spills over its place",
