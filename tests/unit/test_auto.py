@@ -157,9 +157,11 @@ def genuine() -> list[Path]:
 
 
 def shallow(raw: Raw) -> Raw:
-    """The first layers of a model: enough for every pattern of layers to show."""
+    """The first layers of a model: enough for every pattern of layers to show, if it has one."""
     keys = [key for key in ("num_hidden_layers", "n_layer") if key in raw]
-    depth = min(raw[keys[0]], 8)
+    telling = "layer_types|layer_freq|pattern|k_dense|sparse_step|use_sliding_window"
+    patterned = any(re.search(telling, key) and value for key, value in raw.items())
+    depth = min(raw[keys[0]], 8 if patterned else 2)
     lists = {k: v[:depth] for k, v in raw.items() if isinstance(v, list) and k.startswith("layer")}
     return {**raw, **lists, **dict.fromkeys(keys, depth)}
 
