@@ -16,7 +16,7 @@ import pytest
 from torch_mi.analysis.anatomy import anatomy
 from torch_mi.analysis.lens import logit_lens
 from torch_mi.analysis.tour import tour
-from torch_mi.loading import DEMO
+from torch_mi.loading import PACKAGED
 from torch_mi.model import MIModel
 from torch_mi.show import page
 from torch_mi.show.pages import Page, anatomy_page, lens_page
@@ -178,13 +178,14 @@ def test_the_other_pages_draw(model: MIModel, tmp_path: Path):
     assert looked.seen["drawn"] == 1
 
 
-@pytest.mark.parametrize("name", ["demo", "stories"])
+@pytest.mark.parametrize("name", ["demo", "demo-rwkv", "stories"])
 def test_the_tour(name: str, tmp_path: Path):
-    folder = {"demo": DEMO, "stories": STORIES}[name]
+    folder = {**PACKAGED, "stories": STORIES}[name]
     if not (folder / "config.json").is_file():
         pytest.skip(f"there is no model in {folder}")
     seen = tour(MIModel.from_pretrained(folder))
     looked = look(tour_page(seen), tmp_path)
     assert looked.console == []
     assert looked.seen["fetched"] == []
-    assert looked.seen["drawn"] == looked.seen["plots"] == 3 + len(seen.lenses)
+    steps = 4 if name == "demo-rwkv" else 3  # one more, about what flows beside the stream
+    assert looked.seen["drawn"] == looked.seen["plots"] == steps + len(seen.lenses)

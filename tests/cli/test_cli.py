@@ -236,6 +236,25 @@ def test_the_demo_is_measured_on_any_model_that_answers(run: Run, tmp_path: Path
     assert html.read_text().count('<div class="plot">') == 3 + len(data["lenses"])
 
 
+def test_the_demo_of_a_recurrent_model_is_about_its_states(run: Run, tmp_path: Path):
+    file, html = tmp_path / "d.json", tmp_path / "d.html"
+    ran = run("demo", "-m", "demo-rwkv", "--json", file, "--html", html)
+    assert ran.code == 0
+    assert max(map(len, ran.out.splitlines())) <= 80
+    data = json.loads(file.read_text())
+    assert data["format"] == "torch-mi state tour 1"
+    reading, cut = data["reading"], data["knockout"]
+    assert f"layer {reading['layer']}, head {reading['head']}" in ran.out
+    assert cut["after"] == pytest.approx(min(cut["grid"]["values"]))
+    write = torch_mi.StateKnockoutSpec((cut["pos"],), layers=(cut["layer"],))
+    model = MIModel.from_pretrained("demo-rwkv")
+    spec = torch_mi.HookSpec().set_state_knockout(write)
+    logits = model.forward(data["pair"]["clean"], spec).output
+    answer = model.token_id(data["pair"]["answer"])
+    assert torch_mi.extract_token_prob(logits, answer) == pytest.approx(cut["after"], abs=1e-5)
+    assert html.read_text().count('<div class="plot">') == 4 + len(data["lenses"])
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What the tour says of a model is what the model does."""
+"""What the tour says of a model with attention is what the model does."""
 
 import json
 import os
@@ -11,7 +11,9 @@ import torch
 
 import torch_mi as mi
 from examples import tour as example
-from torch_mi.analysis.tour import PAIRS, Tour, cut_edges, knockout, read_pairs, tour, words_twice
+from torch_mi.analysis.tour import tour
+from torch_mi.analysis.tour_attention import AttentionTour, cut_edges, knockout, words_twice
+from torch_mi.analysis.tour_steps import PAIRS, read_pairs
 from torch_mi.errors import ModelError
 from torch_mi.loading import DEMO
 from torch_mi.show.tour import patch_words, tour_page
@@ -29,15 +31,17 @@ def model(request: pytest.FixtureRequest) -> mi.MIModel:
 
 
 @pytest.fixture(scope="module")
-def seen(model: mi.MIModel) -> Tour:
-    return tour(model)
+def seen(model: mi.MIModel) -> AttentionTour:
+    found = tour(model)
+    assert isinstance(found, AttentionTour)
+    return found
 
 
 def chance(model: mi.MIModel, prompt: str, token: int, spec: mi.HookSpec | None = None) -> float:
     return mi.extract_token_prob(model.forward(prompt, spec).output, token)
 
 
-def test_answers_are_the_models_own(model: mi.MIModel, seen: Tour):
+def test_answers_are_the_models_own(model: mi.MIModel, seen: AttentionTour):
     pair = seen.pair
     for prompt, answer in ((pair.clean, pair.answer), (pair.corrupted, pair.other)):
         assert int(model.forward(prompt).output[0, -1].argmax()) == answer.token_id
@@ -45,35 +49,36 @@ def test_answers_are_the_models_own(model: mi.MIModel, seen: Tour):
     assert all(lens.prompt in dict(PAIRS) for lens in seen.lenses)
 
 
-def test_no_other_edge_matters_more(model: mi.MIModel, seen: Tour):
+def test_no_other_edge_matters_more(model: mi.MIModel, seen: AttentionTour):
     cut, pair = seen.cut, seen.pair
+    assert cut.head is not None
     keys = len(cut.grid.axes["key"])
     tried = {
         (layer, key): chance(model, pair.clean, pair.answer.token_id, knockout(layer, key))
         for layer, key in product(range(model.num_layers), range(keys))
     }
     assert min(tried.values()) == pytest.approx(cut.after, abs=1e-5)
-    assert tried[cut.layer, cut.key] == pytest.approx(cut.after, abs=1e-5)
+    assert tried[cut.layer, cut.pos] == pytest.approx(cut.after, abs=1e-5)
     alone = [
-        chance(model, pair.clean, pair.answer.token_id, knockout(cut.layer, cut.key, head))
+        chance(model, pair.clean, pair.answer.token_id, knockout(cut.layer, cut.pos, head))
         for head in range(model.num_heads)
     ]
     assert alone[cut.head] == pytest.approx(min(alone), abs=1e-5)
     assert cut.after_head == pytest.approx(min(alone), abs=1e-5)
 
 
-def test_a_knockout_leaves_no_attention(model: mi.MIModel, seen: Tour):
+def test_a_knockout_leaves_no_attention(model: mi.MIModel, seen: AttentionTour):
     cut = seen.cut
     point = mi.HookPoint.AttnPattern(cut.layer)
-    spec = knockout(cut.layer, cut.key, cut.head).capture(point)
+    spec = knockout(cut.layer, cut.pos, cut.head).capture(point)
     pattern = model.forward(seen.pair.clean, spec)[point][0]
-    assert float(pattern[cut.head, -1, cut.key]) == 0
+    assert float(pattern[cut.head, -1, cut.pos]) == 0
     others = [head for head in range(model.num_heads) if head != cut.head]
-    assert float(pattern[others, -1, cut.key].sum()) > 0
+    assert float(pattern[others, -1, cut.pos].sum()) > 0
     torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:2]))
 
 
-def test_what_is_patched_comes_back(model: mi.MIModel, seen: Tour):
+def test_what_is_patched_comes_back(model: mi.MIModel, seen: AttentionTour):
     pair = seen.pair
     clean = model.forward(pair.clean, mi.HookSpec().capture(mi.HookPoint.ResidPre))
     for place, value in seen.patched.best(3):
@@ -85,7 +90,7 @@ def test_what_is_patched_comes_back(model: mi.MIModel, seen: Tour):
         )
 
 
-def test_the_head_does_what_its_kind_does(seen: Tour):
+def test_the_head_does_what_its_kind_does(seen: AttentionTour):
     head = seen.head
     length = (len(head.tokens) - sum(head.special)) // 2
     back = {"induction": length - 1, "previous_token": 1}[head.kind]
@@ -106,7 +111,7 @@ def test_words_are_shown_twice(model: mi.MIModel):
     assert all(piece.startswith(" ") and piece.strip().isalpha() for piece in pieces)
 
 
-def test_json_and_page_say_the_same(seen: Tour):
+def test_json_and_page_say_the_same(seen: AttentionTour):
     data = json.loads(json.dumps(seen.to_dict(), allow_nan=False))
     assert data["pair"]["probability"] == seen.pair.answer.probability
     title, _, sections = tour_page(seen)

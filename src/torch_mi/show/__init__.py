@@ -24,6 +24,8 @@ from torch_mi.show import (
     stoicheia_plots,
     sweeps,
     tour,
+    tour_attention,
+    tour_states,
     tracing,
 )
 from torch_mi.show.notebook import html
@@ -50,6 +52,8 @@ WHERE_MORE_IS_DRAWN = (
     states,
     sweeps,
     tour,
+    tour_attention,
+    tour_states,
     tracing,
 )
 """Modules that teach `table`, `plot` and `html` more kinds of result."""

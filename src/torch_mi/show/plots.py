@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 RANKS = 0.68
 """The part of a picture's width that ranks take where the target's rise is beside them."""
+LARGE = 10
+"""Weights from here on are written without decimals, so that they fit their cells."""
 
 
 @singledispatch
@@ -198,20 +200,21 @@ def _attention_map(
     head: Tensor, tokens: Sequence[str], labels: list[str], title: str, unit: str
 ) -> Heat:
     weights = [floats(row) for row in head.detach().float().cpu()]
-    high = 1.0 if unit == "attention" else float(head.abs().max()) or 1.0
+    attends = unit == "attention"
+    high = 1.0 if attends else float(head.abs().max()) or 1.0
+    digits = 2 if high < LARGE else 0
+    looks = "looks at" if attends else "reads of"
+    least = max(high / 200, 10**-digits / 2)
     shown = [[w if k <= q else None for k, w in enumerate(row)] for q, row in enumerate(weights)]
     return Heat(
         values=shown,
         rows=labels,
         columns=labels,
         words=[
-            ["" if w is None or abs(w) < high / 200 else f"{w:.2f}" for w in row] for row in shown
+            ["" if w is None or abs(w) < least else f"{w:.{digits}f}" for w in row] for row in shown
         ],
         hover=[
-            [
-                f"{markup(tokens[q])} looks at {markup(tokens[k])}: {w:.3f}"
-                for k, w in enumerate(row)
-            ]
+            [f"{markup(tokens[q])} {looks} {markup(tokens[k])}: {w:.3f}" for k, w in enumerate(row)]
             for q, row in enumerate(weights)
         ],
         high=high,

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The tour of a model in words and pictures, for a page and for a terminal."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
 from typing import TYPE_CHECKING
 
-from torch_mi.analysis.tour import HeadPattern, Tour
+from torch_mi.analysis.tour_steps import Cut, Pair, Tour
+from torch_mi.errors import MIError
 from torch_mi.results import format_probability
 from torch_mi.show.labels import label, one_line
 from torch_mi.show.page import Section
 from torch_mi.show.pages import LENS, LENS_PICTURE, Page, lens_summary
-from torch_mi.show.plots import attention, plot
+from torch_mi.show.plots import plot
 from torch_mi.show.tables import WIDTH, table
+from torch_mi.sweeps.grid import Grid
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,53 +22,76 @@ if TYPE_CHECKING:
 
 LEAD = (
     "Everything on this page was measured just now, inside `{model}`: what its layers expect, "
-    "where its heads look, and which of its inner values carry an answer."
+    "{looks}, and which of its inner values carry an answer."
 )
-LOOKS = {
-    "induction": (
-        "An *induction head* continues what it has seen before: at a token that occurred earlier, "
-        "it looks at the token that came next that time, and so can say it again."
-    ),
-    "previous_token": (
-        "A *previous-token head* looks at the token just before, and so tells each token what "
-        "precedes it. Such heads feed others that recognise pairs and repetitions."
-    ),
-}
-STRIPE = {
-    "induction": "the bright stripe in the lower left is its attention to what came next",
-    "previous_token": "the bright stripe beside the diagonal is its attention one token back",
-}
+
+
+Place = tuple[int, int, float]
+"""A layer, a position, and the score there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One thing that is seen on a tour."""
+
+    title: str
+    words: str
+    drawn: object
+    """What a page draws."""
+    listed: object
+    """What a terminal lists."""
+    code: str
+    """The same in Python."""
+    picture: str = ""
+    """How to read what a page draws."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the tours of one kind of model say that others do not."""
+
+    looks: str
+    """What is looked at, for the lead."""
+    moved: str
+    """What brings information from token to token, and has done so."""
+    steps: tuple[Step, ...]
+    """The steps between the lenses and the patching."""
+    more: tuple[Step, ...] = ()
+    """The steps after it."""
+
+
+@singledispatch
+def kind_of(tour: Tour) -> Kind:
+    """What is to be said of a tour of its kind."""
+    raise MIError(f"there are no words for a {type(tour).__name__}")
+
+
+def steps_of(tour: Tour) -> Sequence[Step]:
+    """Every step but the lenses."""
+    kind = kind_of(tour)
+    patched = Step(
+        "Putting one activation into another run",
+        patch_words(tour),
+        tour.patched,
+        tour.patched,
+        patch_code(tour),
+    )
+    return (*kind.steps, patched, *kind.more)
 
 
 def tour_page(tour: Tour) -> Page:
     """The tour as a page."""
-    sections = [
-        *lens_sections(tour),
+    steps = [
         Section(
-            f"2 · A head that looks for something: layer {tour.head.layer}, head {tour.head.head}",
-            head_words(tour.head),
-            attention(
-                tour.head.pattern,
-                tour.head.tokens,
-                special=tour.head.special,
-                title="",
-            ),
-            f'scores = mi.find_heads(model, kind="{tour.head.kind}")\nscores.best(5)',
-        ),
-        Section(
-            "3 · Cutting one attention edge",
-            cut_words(tour),
-            plot(tour.cut.grid),
-            cut_code(tour),
-        ),
-        Section(
-            "4 · Putting one activation into another run",
-            patch_words(tour),
-            plot(tour.patched),
-            patch_code(tour),
-        ),
+            f"{i} · {step.title}",
+            f"{step.words} {step.picture}".rstrip(),
+            plot(step.drawn),
+            step.code,
+        )
+        for i, step in enumerate(steps_of(tour), 2)
     ]
-    return f"Inside {tour.model_id}", LEAD.format(model=tour.model_id), sections
+    lead = LEAD.format(model=tour.model_id, looks=kind_of(tour).looks)
+    return f"Inside {tour.model_id}", lead, [*lens_sections(tour), *steps]
 
 
 def lens_sections(tour: Tour) -> list[Section]:
@@ -84,47 +112,19 @@ def lens_sections(tour: Tour) -> list[Section]:
     return sections
 
 
-def head_words(head: HeadPattern) -> str:
-    """What a head does, and how that was found."""
-    return (
-        f"{LOOKS[head.kind]}\n\n"
-        f"All heads were shown random tokens, twice over. Head {head.head} of layer {head.layer} "
-        f"pays {format_probability(head.score)} of its attention to the one token that such a head "
-        f"should look at. Here it reads {len(head.tokens)} tokens (from the top); "
-        f"{STRIPE[head.kind]}."
-    )
-
-
-def cut_words(tour: Tour) -> str:
-    """What happens when one edge is cut."""
-    cut, pair = tour.cut, tour.pair
-    key = label(cut.grid.labels["key"][cut.key])
+def loss_words(pair: Pair, cut: Cut) -> str:
+    """What becomes of the answer with a path cut in all heads, and in one."""
     answer = label(pair.answer.token)
     effect = (
         f"it now says `{label(cut.instead.token)}` ({format_probability(cut.instead.probability)})"
         if cut.instead.token_id != pair.answer.token_id
         else f"`{answer}` remains its answer"
     )
-    return (
-        "Attention moves information from earlier tokens to later ones. If the last token is kept "
-        "from looking at one other token, that path is gone: its score is set to minus infinity, "
-        "so its share of attention is exactly zero.\n\n"
-        f"After {one_line(pair.clean)} the model gives `{answer}` "
-        f"{format_probability(cut.before)}. Every edge from the last token was tried, in every "
-        f"layer. The one to `{key}` in layer {cut.layer} matters most: without it `{answer}` falls "
-        f"to {format_probability(cut.after)}, and {effect}. Cut in head {cut.head} alone, it "
-        f"leaves {format_probability(cut.after_head)}."
-    )
-
-
-def cut_code(tour: Tour) -> str:
-    """The same in Python."""
-    cut = tour.cut
-    return (
-        f"edge = mi.Knockout(at=mi.At(query=-1, key={cut.key}))\n"
-        f"spec = mi.HookSpec().intervene(mi.HookPoint.AttnScores({cut.layer}), edge)\n"
-        f"model.forward({tour.pair.clean!r}, spec).output"
-    )
+    words = f"`{answer}` falls to {format_probability(cut.after)}, and {effect}."
+    if cut.head is not None and cut.after_head is not None:
+        left = format_probability(cut.after_head)
+        words += f" Cut in head {cut.head} alone, it leaves {left}."
+    return words
 
 
 def patch_words(tour: Tour) -> str:
@@ -138,21 +138,33 @@ def patch_words(tour: Tour) -> str:
         "one layer, at one token. Where the first answer comes back, that place carries it.\n\n"
         f"By itself, the second prompt gives `{answer}` {format_probability(grid.baseline)}. "
     )
-    last = len(grid.axes["pos"]) - 1
-    places = [(int(p["layer"]), int(p["pos"]), value) for p, value in grid.cells()]
+    last, half, places = len(grid.axes["pos"]) - 1, half_way(tour), places_of(grid)
     early = max((p for p in places if p[1] != last), key=lambda p: p[2])
-    half = (grid.baseline + pair.answer.probability) / 2
     late = next((p for p in places if p[1] == last and p[2] > half), None)
     words += (
-        f"With the first prompt's value at `{label(grid.labels['pos'][early[1]])}`, entering layer "
-        f"{early[0]}, it is {format_probability(early[2])}. "
+        f"With the first prompt's value at `{label(grid.labels['pos'][early[1]])}` ({early[1]}), "
+        f"entering layer {early[0]}, it is {format_probability(early[2])}. "
     )
     if late is not None and late[0] > early[0]:
-        words += (
+        return words + (
             f"From layer {late[0]} on, the last token has what it needs: its value alone gives "
-            f"{format_probability(late[2])}. In between, attention has moved the information."
+            f"{format_probability(late[2])}. In between, {kind_of(tour).moved} moved the "
+            "information."
         )
+    lost = max((layer for layer, _, value in places if value > half), default=-1) + 1
+    if 0 < lost < len(grid.axes["layer"]):
+        words += f"From layer {lost} on, no single value of the stream is enough."
     return words
+
+
+def places_of(grid: Grid) -> list[Place]:
+    """Every place of a grid of layers and positions."""
+    return [(int(at["layer"]), int(at["pos"]), value) for at, value in grid.cells()]
+
+
+def half_way(tour: Tour) -> float:
+    """Half way from the corrupted prompt's score to the clean one's."""
+    return (tour.patched.baseline + tour.pair.answer.probability) / 2
 
 
 def patch_code(tour: Tour) -> str:
@@ -173,13 +185,9 @@ def _tour(result: Tour, width: int = WIDTH) -> "RenderableType":
     parts += _chapter("1 · How an answer forms", LENS)
     for lens in result.lenses:
         parts += [table(lens, width), *_chapter("", lens_summary(lens))]
-    parts += _chapter("2 · A head that looks for something", head_words(result.head))
-    parts += [table(result.heads, width)]
-    parts += _chapter("3 · Cutting one attention edge", cut_words(result), cut_code(result))
-    parts += [table(result.cut.grid, width)]
-    words = patch_words(result)
-    parts += _chapter("4 · Putting one activation into another run", words, patch_code(result))
-    parts += [table(result.patched, width)]
+    for i, step in enumerate(steps_of(result), 2):
+        parts += _chapter(f"{i} · {step.title}", step.words, step.code)
+        parts += [table(step.listed, width)]
     return Group(*parts)
 
 
