@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from itertools import count
 from types import FunctionType
-from typing import Any, Self, cast, get_args
+from typing import Any, Self, cast, get_args, get_type_hints
 
 import jaxtyping
 from beartype import BeartypeConf, FrozenDict, beartype
@@ -59,10 +59,13 @@ def checked(fn: Function | None = None, *, typechecker: Any = None) -> Any:
 
 
 def resolved(hint: object, fn: FunctionType) -> object:
-    """An annotation that is text, as what it names; anything, where that is not imported."""
-    if not isinstance(hint, str):
-        return hint
+    """An annotation without text in it; anything, where what that names is not imported."""
+
+    def of(value: object) -> None:
+        """What carries the annotation."""
+
+    of.__annotations__ = {"value": hint}
     try:
-        return eval(hint, fn.__globals__)  # our own source
+        return get_type_hints(of, fn.__globals__, include_extras=True)["value"]
     except (NameError, TypeError):
         return object

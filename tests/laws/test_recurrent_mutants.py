@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintViolation
 
 from tests.laws.mutants import Mutation
 from tests.laws.test_the_tests import rewrite
@@ -175,5 +176,6 @@ def test_a_mutation_is_noticed(
     mutation: Mutation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rewrite(monkeypatch, mutation.owner, mutation.name, mutation.old, mutation.new)
-    with pytest.raises((AssertionError, MIError, RuntimeError, ValueError, TypeError)):
+    errors = (AssertionError, MIError, RuntimeError, ValueError, TypeError)
+    with pytest.raises((*errors, BeartypeCallHintViolation)):
         examine(mutation.family, tmp_path)

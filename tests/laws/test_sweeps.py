@@ -129,7 +129,7 @@ def whole(
 
 
 @pytest.mark.slow
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(st.data(), families)
 def test_a_sweep_is_a_run_for_each_cell(data: st.DataObject, family: str) -> None:
     model = data.draw(examples.models(family))
@@ -147,7 +147,7 @@ def test_a_sweep_is_a_run_for_each_cell(data: st.DataObject, family: str) -> Non
 
 
 @pytest.mark.slow
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.data(), families)
 def test_a_dataset_is_every_prompt_as_if_alone(data: st.DataObject, family: str) -> None:
     model = data.draw(examples.models(family))

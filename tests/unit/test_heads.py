@@ -11,7 +11,7 @@ from torch_mi.analysis.heads import TOP, find_heads, repeated
 from torch_mi.testing import tiny
 
 P = mi.HookPoint
-FAMILIES = ["llama", "gpt2", "gpt_neox", "gemma2", "mixtral", "olmo2", "starcoder2", "deepseek_v3"]
+FAMILIES = ["llama", "gpt2", "gemma2", "olmo2", "deepseek_v3"]
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ def demo() -> mi.MIModel:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_copying_is_what_a_head_raises_most(family: str) -> None:
     """Token by token: the head's own result in the model itself, when attention is forced there."""
-    model = tiny(family)
-    found = find_heads(model, kind="copying", length=4, repeats=2, seed=1)
-    tokens, start = repeated(model, 4, 2, 1)
+    model = tiny(family, changes={"num_hidden_layers": 2})
+    found = find_heads(model, kind="copying", length=4, repeats=1, seed=1)
+    tokens, start = repeated(model, 4, 1, 1)
     once = tokens[:, start : start + 4].unique()
     copied = torch.zeros(model.num_layers, model.num_heads)
     for layer in range(model.num_layers):
