@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from torch_mi.analysis.attribution import Attribution as Attribution
     from torch_mi.analysis.attribution import attribute as attribute
+    from torch_mi.analysis.gradients import gradients as gradients
     from torch_mi.analysis.heads import HeadScores as HeadScores
     from torch_mi.analysis.heads import find_heads as find_heads
     from torch_mi.analysis.lens import LogitLensResult as LogitLensResult
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from torch_mi.sweeps.metrics import prob as prob
     from torch_mi.sweeps.result import SweepResult as SweepResult
     from torch_mi.sweeps.run import sweep as sweep
-    from torch_mi.tokens.positions import EncodingWithOffsets as EncodingWithOffsets
     from torch_mi.tokens.positions import convert_positions as convert_positions
     from torch_mi.tokens.tokenizer import MITokenizer as MITokenizer
     from torch_mi.verification import Verification as Verification
@@ -73,13 +73,14 @@ if TYPE_CHECKING:
 _HOME = {
     "analysis.lens": ["LogitLensResult", "logit_lens"],
     "analysis.attribution": ["Attribution", "attribute"],
+    "analysis.gradients": ["gradients"],
     "analysis.heads": ["HeadScores", "find_heads"],
     "analysis.patching": ["patch"],
     "sweeps.grid": ["Grid"],
     "sweeps.metrics": ["Metric", "kl", "log_prob", "logit", "logit_diff", "prob"],
     "sweeps.result": ["SweepResult"],
     "sweeps.run": ["sweep"],
-    "tokens.positions": ["EncodingWithOffsets", "convert_positions"],
+    "tokens.positions": ["convert_positions"],
     "tokens.tokenizer": ["MITokenizer"],
     "verification": ["Verification", "verify"],
     "cache": ["HookCache", "Prefix", "Residual"],
