@@ -141,5 +141,6 @@ def _anatomy(result: Anatomy) -> "Figure":
         high=max((v for row in values for v in row if v is not None), default=1.0),
         unit="rms",
         column_title="weight",
+        title=f"The root mean square of each weight of {result.model_id}",
         percent=False,
     ).figure()
