@@ -122,7 +122,7 @@ def test_every_family_is_generated() -> None:
 @pytest.mark.parametrize("family", KEYS)
 def test_any_config_means_what_it_means_to_transformers(family: str) -> None:
     @given(configs(family))
-    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=20, deadline=None, database=None, derandomize=True)
     def run(raw: Raw) -> None:
         hf = reference(raw)
         _, cfg = read_config(raw)

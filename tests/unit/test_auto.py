@@ -157,13 +157,25 @@ def genuine() -> list[Path]:
 
 
 def shallow(raw: Raw) -> Raw:
-    """The first layers of a model: enough for every pattern of layers to show, if it has one."""
+    """The first layers and experts of a model: enough for every pattern of layers to show."""
     keys = [key for key in ("num_hidden_layers", "n_layer") if key in raw]
     telling = "layer_types|layer_freq|pattern|k_dense|sparse_step|use_sliding_window"
     patterned = any(re.search(telling, key) and value for key, value in raw.items())
     depth = min(raw[keys[0]], 8 if patterned else 2)
     lists = {k: v[:depth] for k, v in raw.items() if isinstance(v, list) and k.startswith("layer")}
-    return {**raw, **lists, **dict.fromkeys(keys, depth)}
+    many = ("n_routed_experts", "num_experts", "num_local_experts")
+    experts = {key: min(raw[key], 16) for key in many if key in raw}
+    return {**raw, **lists, **experts, **dict.fromkeys(keys, depth)}
+
+
+def unlike() -> dict[Path, Raw]:
+    """Published configs, one of those that differ in sizes alone."""
+    found: dict[object, tuple[Path, Raw]] = {}
+    for path in genuine():
+        raw = shallow(json.loads(path.read_text(encoding="utf-8")))
+        switches = {k: v for k, v in raw.items() if not isinstance(v, int | float) or v in (0, 1)}
+        found.setdefault(json.dumps([sorted(raw), switches], sort_keys=True), (path, raw))
+    return dict(found.values())
 
 
 @pytest.mark.slow
@@ -171,8 +183,7 @@ def shallow(raw: Raw) -> Raw:
 def test_published_configs_are_read_rightly_or_refused() -> None:
     """None is ever read as something else, unless what differs is said to be assumed."""
     alike, refused = 0, 0
-    for path in genuine():
-        raw = shallow(json.loads(path.read_text(encoding="utf-8")))
+    for path, raw in unlike().items():
         cfg, shapes = known(raw)
         named = guess(raw, shapes, f"my_{raw['model_type']}")
         nameless = guess(raw, shapes)
@@ -185,8 +196,7 @@ def test_published_configs_are_read_rightly_or_refused() -> None:
             assert "gemma" in raw["model_type"] or "sliding_window" not in raw, path
         alike += named.config == cfg
         refused += named.config is None
-    assert alike > 50
-    assert refused > 15
+    assert alike > 2 * refused > 20
 
 
 @pytest.mark.skipif(not genuine(), reason=f"no published configs in {CONFIGS}")

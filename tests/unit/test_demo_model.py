@@ -198,13 +198,12 @@ def test_the_rate_rises_then_falls_to_nothing():
 def test_an_interrupted_training_goes_on_where_it_was(tmp_path: Path):
     plan = Recipe(documents=8)
     through = Trainer(plan, tmp_path)
-    before = [through.train_step() for _ in range(2)]
+    before = [through.train_step()]
     through.save()
     resumed = Trainer(plan, tmp_path)
-    assert resumed.step == 2
+    assert resumed.step == 1
     assert before[0] == pytest.approx(7.5, abs=0.2)  # no better than chance: log 1852
-    for _ in range(2):
-        assert resumed.train_step() == through.train_step()
+    assert resumed.train_step() == through.train_step()
     for name, p in through.parameters.items():
         assert torch.equal(p, resumed.parameters[name])
     with pytest.raises(ModelError, match="another recipe"):

@@ -64,7 +64,7 @@ def test_captures_take_what_was_said(family: str):
     assert said.total < generous
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral", "olmo2"])
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "olmo2"])
 def test_each_point_alone_takes_what_was_said(family: str):
     model = testing.tiny(family, changes={"num_hidden_layers": 1})
     tokens = testing.random_tokens(model)

@@ -36,7 +36,7 @@ def naive(model: mi.MIModel, at: str, metric: mi.Metric) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("family", "at"),
     [(family, at) for family in ("gemma2", "phi3") for at in POINTS]
-    + [(family, at) for family in KINDS for at in ("resid_pre", "k")],
+    + [(family, ("resid_pre", "k")[i % 2]) for i, family in enumerate(KINDS)],
 )
 def test_patching_equals_the_naive_loop(family: str, at: str) -> None:
     model = tiny(family)
