@@ -2,6 +2,8 @@
 """What the positions of a linear recurrence read of each other's writes, without a state."""
 
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import cast
 
 import torch
@@ -13,6 +15,8 @@ from torch_mi.types import split
 
 LARGEST = 30.0
 """No e^x with a greater x is ever made of decays that are at most 0."""
+DIRECT = 4
+"""Where decays are sharp, so many positions meet pair by pair."""
 SOLVED = 16
 """Up to this size a triangular matrix is inverted by substitution, beyond by blocks."""
 
@@ -85,9 +89,11 @@ def meet(r: Recurrence, size: int) -> Met:
     every factor is at most 1. Where decays are mild, blocks are larger to begin with.
     """
     decay, block = cut(r.decay, size, r), _mild(r.decay, size)
+    first = _undone if block >= DIRECT else _direct
+    block = min(max(block, DIRECT), size)
     reads = [r.q] if r.alpha is None else [r.q, r.alpha]
     writes = [r.k] if r.beta is None else [r.k, r.beta]
-    met = _first(
+    met = first(
         [_blocks(cut(x, size, r), block) for x in reads],
         [_blocks(cut(x, size, r), block) for x in writes],
         _blocks(decay, block),
@@ -113,19 +119,11 @@ def _blocks(x: Tensor, block: int) -> Tensor:
     return x.reshape(x.shape[0], -1, block, x.shape[-1])
 
 
-def _first(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[bool]) -> Met:
+def _undone(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[bool]) -> Met:
     """Blocks whose fading may be undone: e^{a - b} as e^a e^{-b}.
 
     `own` says of each way to read whether a position meets its own writes.
     """
-    if decay.shape[-2] == 1:
-        fade = decay.exp()
-        diagonal = [
-            [(x * y).sum(-1, keepdim=True) * here for y in writes]
-            for x, here in zip(reads, own, strict=True)
-        ]
-        reads = [x * fade if here else x for x, here in zip(reads, own, strict=True)]
-        return Met(diagonal, reads, writes, fade)
     fade = decay.cumsum(-2).exp()
     before = pad(fade[..., :-1, :], (0, 0, 1, 0), value=1.0) if not all(own) else fade
     total, undone = fade[..., -1:, :], fade.reciprocal()
@@ -136,6 +134,38 @@ def _first(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[b
         for x, here in zip(reads, own, strict=True)
     ]
     return Met(scores, reads, [y * total for y in lifted], total)
+
+
+def _direct(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[bool]) -> Met:
+    """The same for a few positions whose decays may be of any sharpness, pair by pair."""
+    fade = decay.exp()
+    each = fade.split(1, -2)
+    one = torch.ones_like(each[0])
+    since = [one, *accumulate(each, mul)]
+    until = [*accumulate(reversed(each[1:]), mul, initial=one)]
+    after, before = torch.cat(since[1:], -2), torch.cat(since[:-1], -2)
+    left = torch.cat(until[::-1], -2)
+    return Met(
+        [[_pairs(x, y, fade, here) for y in writes] for x, here in zip(reads, own, strict=True)],
+        [x * (after if here else before) for x, here in zip(reads, own, strict=True)],
+        [y * left for y in writes],
+        since[-1],
+    )
+
+
+def _pairs(x: Tensor, y: Tensor, fade: Tensor, own: bool) -> Tensor:  # noqa: FBT001 - one of a list
+    """What each position reads of each write of its block, those of equal distance together."""
+    block, scores = x.shape[-2], list[Tensor]()
+    for back in range(block):
+        y = y[..., : block - back, :]
+        if own and back:
+            y = y * fade[..., back:, :]
+        if own or back:
+            met = (x[..., back:, :] * y).sum(-1)
+            scores.append(torch.diag_embed(met, -back))
+        if back and not own:
+            y = y * fade[..., back:, :]
+    return torch.stack(scores).sum(0)
 
 
 def _doubled(met: Met) -> Met:
