@@ -85,10 +85,11 @@ def theirs(path: Path, version: str) -> dict[str, Peer]:
         from rwkv.model import RWKV  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - a peer, not everywhere
 
     model: Any = RWKV(model=str(path.with_suffix("")), strategy="cpu fp32")
-    return {
-        THEIRS: lambda tokens: model.forward(tokens[0].tolist(), None, full_output=True)[0],
-        THEIRS_LAST: lambda tokens: model.forward(tokens[0].tolist(), None)[0],
-    }
+
+    def run(tokens: Tensor, *, every: bool) -> Tensor:
+        return model.forward(tokens[0].tolist(), None, full_output=every)[0]
+
+    return {THEIRS: partial(run, every=True), THEIRS_LAST: partial(run, every=False)}
 
 
 def check(name: str, ours: Tensor, right: Tensor) -> None:

@@ -111,10 +111,15 @@ def configs(draw: st.DrawFn, family: str) -> Raw:
         raw.setdefault(key, value)
     if family == "exaone4" and raw.get("sliding_window", 1) is None:
         raw["layer_types"] = [FULL] * 3  # without them transformers divides by zero
-    if family in ("gemma3_text", "olmo3") and isinstance(raw.get("rope_scaling"), dict):
-        # of rotary embeddings by kind of layer, transformers reads it where it never is
-        raw["rope_scaling"] = {k: v for k, v in raw["rope_scaling"].items() if k != "truncate"}
-    return raw
+    return raw if family not in ("gemma3_text", "olmo3") else without_truncate(raw)
+
+
+def without_truncate(raw: Raw) -> Raw:
+    """Of rotary embeddings by kind of layer, transformers reads that key where it never is."""
+    scaling = raw.get("rope_scaling")
+    if not isinstance(scaling, dict):
+        return raw
+    return {**raw, "rope_scaling": {k: v for k, v in scaling.items() if k != "truncate"}}
 
 
 def test_every_family_is_generated() -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from torch_mi.nn.recurrence_terms import Recurrence
 from torch_mi.types import split
 
-LARGEST = 30.0
+LARGEST = 60.0
 """No e^x with a greater x is ever made of decays that are at most 0."""
 DIRECT = 4
 """Where decays are sharp, so many positions meet pair by pair."""
@@ -139,15 +139,15 @@ def _undone(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[
 def _direct(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[bool]) -> Met:
     """The same for a few positions whose decays may be of any sharpness, pair by pair."""
     fade = decay.exp()
-    each = fade.split(1, -2)
+    each = [fade[..., i : i + 1, :] for i in range(fade.shape[-2])]
     one = torch.ones_like(each[0])
     since = [one, *accumulate(each, mul)]
     until = [*accumulate(reversed(each[1:]), mul, initial=one)]
-    after, before = torch.cat(since[1:], -2), torch.cat(since[:-1], -2)
+    faded = {here: torch.cat(since[1:] if here else since[:-1], -2) for here in set(own)}
     left = torch.cat(until[::-1], -2)
     return Met(
         [[_pairs(x, y, fade, here) for y in writes] for x, here in zip(reads, own, strict=True)],
-        [x * (after if here else before) for x, here in zip(reads, own, strict=True)],
+        [x * faded[here] for x, here in zip(reads, own, strict=True)],
         [y * left for y in writes],
         since[-1],
     )
@@ -179,14 +179,12 @@ def _doubled(met: Met) -> Met:
         ]
         for x, row in zip(pairs[0], met.scores, strict=True)
     ]
-    first, second = total[:, :, :1], total[:, :, 1:]
-    one = torch.ones_like(first)
-    since, until = torch.cat([one, first], 2), torch.cat([second, one], 2)
+    first, second = total[:, :, 0], total[:, :, 1]
     return Met(
         scores,
-        [(x * since).flatten(2, 3) for x in pairs[0]],
-        [(y * until).flatten(2, 3) for y in pairs[1]],
-        (first * second)[:, :, 0],
+        [torch.cat([x[:, :, 0], x[:, :, 1] * first], -2) for x in pairs[0]],
+        [torch.cat([y[:, :, 0] * second, y[:, :, 1]], -2) for y in pairs[1]],
+        first * second,
     )
 
 
