@@ -155,17 +155,17 @@ def _direct(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[
 
 def _pairs(x: Tensor, y: Tensor, fade: Tensor, own: bool) -> Tensor:  # noqa: FBT001 - one of a list
     """What each position reads of each write of its block, those of equal distance together."""
-    block, scores = x.shape[-2], list[Tensor]()
+    block = x.shape[-2]
+    scores = x.new_zeros(*x.shape[:-1], block)
     for back in range(block):
         y = y[..., : block - back, :]
         if own and back:
             y = y * fade[..., back:, :]
         if own or back:
-            met = (x[..., back:, :] * y).sum(-1)
-            scores.append(torch.diag_embed(met, -back))
+            scores = scores + torch.diag_embed((x[..., back:, :] * y).sum(-1), -back)
         if back and not own:
             y = y * fade[..., back:, :]
-    return torch.stack(scores).sum(0)
+    return scores
 
 
 def _doubled(met: Met) -> Met:
