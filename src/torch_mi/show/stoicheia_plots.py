@@ -117,7 +117,7 @@ def _bars(names: Sequence[str], shares: Sequence[float], title: str) -> "Figure"
     fig.update_layout(look(title, count, 1))
     ticks = {"tickvals": list(range(count)), "ticktext": said, "autorange": "reversed"}
     fig.update_layout(
-        xaxis=SOFT | {"tickformat": ".1%", "title": {"text": "of the inputs"}},
+        xaxis=SOFT | {"tickformat": ".3~%", "title": {"text": "of the inputs"}},
         yaxis=ticks | {"automargin": True, "tickfont": {"family": "monospace", "size": 11}},
     )
     return fig
