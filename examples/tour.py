@@ -29,8 +29,6 @@ def main(model: mi.MIModel) -> Tour:
             attention(model, seen)
         case StateTour():
             states(model, seen)
-        case _:
-            pass
 
     print("\n4. With one activation of another run")
     print(seen.patched)

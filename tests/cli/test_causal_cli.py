@@ -133,7 +133,7 @@ def test_answers_are_words(run: Run):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("knockout", TEXT), "names no edges"),
+        (("knockout", TEXT), "say --edge QUERY:KEY, --from QUERY or --to KEY"),
         (("knockout", TEXT, "--edge", "4"), "'4' is not QUERY:KEY"),
         (("knockout", TEXT, "--edge=-1:Spain"), "no token of"),
         (("knockout", TEXT, "--edge=-1:0", "--layer", "9"), "layer 9 is out of range"),

@@ -228,7 +228,7 @@ def test_the_demo_is_measured_on_any_model_that_answers(run: Run, tmp_path: Path
     model = MIModel.from_pretrained(stories)
     spec = torch_mi.HookSpec().intervene(
         torch_mi.HookPoint.AttnScores(cut["layer"]),
-        torch_mi.Knockout(at=torch_mi.At(query=-1, key=cut["edge"][1])),
+        torch_mi.Knockout(at=torch_mi.At(query=-1, key=cut["pos"])),
     )
     logits = model.forward(data["pair"]["clean"], spec).output
     answer = model.token_id(data["lenses"][0]["target"]["token_id"])

@@ -74,12 +74,7 @@ class AttentionTour(Tour):
     head: HeadPattern
 
     def _own(self) -> dict[str, object]:
-        edge: dict[str, object] = {"edge": [-1, self.cut.pos]}
-        return {
-            "heads": self.heads.to_dict(),
-            "head": self.head.to_dict(),
-            "knockout": self.cut.to_dict() | edge,
-        }
+        return {"heads": self.heads.to_dict(), "head": self.head.to_dict()}
 
 
 def attention_tour(model: MIModel, pairs: Sequence[tuple[str, str]] = PAIRS) -> AttentionTour:

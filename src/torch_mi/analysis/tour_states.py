@@ -31,7 +31,7 @@ from torch_mi.model import MIModel
 from torch_mi.results import floats, pieces_of
 from torch_mi.sweeps.grid import Grid
 from torch_mi.sweeps.metrics import prob
-from torch_mi.sweeps.run import sweep
+from torch_mi.sweeps.run import score_cells
 from torch_mi.types import numbers
 
 NEEDED = (HookPoint.RwkvEffectiveAttn, HookPoint.RwkvWrite, HookPoint.ResidPre)
@@ -138,9 +138,8 @@ def clearest_reading(model: MIModel, pair: Pair) -> StateReading:
 def cut_writes(model: MIModel, pair: Pair) -> Cut:
     """Keep each token from writing to a layer's state; keep what the answer misses most."""
     sizes = model.backend.sizes
-    heads = (
-        0 if sizes["d_value"] == 1 else sizes["head"]
-    )  # single channels are no heads to speak of
+    channels = sizes["d_value"] == 1  # no heads to speak of
+    heads = 0 if channels else sizes["head"]
     title = "one token's write to the state of a layer knocked out"
     return worst_cut(model, pair, Paths(unwritten, heads, title, "pos", {}))
 
@@ -156,18 +155,17 @@ def patched_whole(model: MIModel, pair: Pair) -> Grid | None:
 
     That is the residual stream and, in RWKV-7, what every later layer reads of the first.
     """
-    layers, ids = range(model.num_layers), model.encode(pair.clean)[0]
-    flowing = {layer: flowing_from(model, layer) for layer in layers}
-    if not any(
-        hook.point is not HookPoint.ResidPre for hooks in flowing.values() for hook in hooks
-    ):
+    layers = range(model.num_layers)
+    if not any(model.backend.stream_points(layer)[1:] for layer in layers):
         return None
-    every = list(dict.fromkeys(hook for hooks in flowing.values() for hook in hooks))
+    flowing = [flowing_from(model, layer) for layer in layers]
+    every = dict.fromkeys(hook for hooks in flowing for hook in hooks)
     run = model.forward(pair.clean, HookSpec().capture(*every))
-    axes = {"layer": tuple(layers), "pos": tuple(range(len(ids)))}
+    tokens = model.encode(pair.corrupted)
+    axes = {"layer": tuple(layers), "pos": tuple(range(tokens.shape[1]))}
     specs = [exchanged(run, flowing[layer], pos) for layer, pos in product(*axes.values())]
-    scored = sweep(model, pair.corrupted, specs, prob(pair.answer.token_id), progress=False)
-    labels = {"pos": pieces_of(model, numbers(model.encode(pair.corrupted)[0]))}
+    scored = score_cells(model, tokens, specs, prob(pair.answer.token_id))
+    labels = {"pos": pieces_of(model, numbers(tokens[0]))}
     options = {"clean": pair.clean, "corrupted": pair.corrupted}
     title = "all that enters a layer in the clean prompt, put into the corrupted one"
     grid = scored.grid(title, axes, labels, options)

@@ -48,6 +48,8 @@ def chosen(
     edges, queries, keys = ([] if some is None else some for some in named)
     pairs = [_pair(text) for text in edges]
     pairs += [(query, None) for query in queries] + [(None, key) for key in keys]
+    if not pairs:
+        raise InterventionError("which attention? say --edge QUERY:KEY, --from QUERY or --to KEY")
     made = [
         AttentionEdge(*(None if end is None else position(model, prompt, end) for end in pair))
         for pair in pairs

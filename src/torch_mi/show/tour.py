@@ -71,7 +71,7 @@ def steps_of(tour: Tour) -> Sequence[Step]:
     kind = kind_of(tour)
     patched = Step(
         "Putting one activation into another run",
-        patch_words(tour),
+        patch_words(tour, kind.moved),
         tour.patched,
         tour.patched,
         patch_code(tour),
@@ -101,7 +101,7 @@ def lens_sections(tour: Tour) -> list[Section]:
         title = (
             f"1 · How an answer forms: {one_line(lens.prompt)}"
             if i == 0
-            else (f"The same for {one_line(lens.prompt)}")
+            else f"The same for {one_line(lens.prompt)}"
         )
         words = f"{LENS} {LENS_PICTURE}\n\n{lens_summary(lens)}" if i == 0 else lens_summary(lens)
         target = "" if lens.target is None else f", target={lens.target[1]!r}"
@@ -127,8 +127,8 @@ def loss_words(pair: Pair, cut: Cut) -> str:
     return words
 
 
-def patch_words(tour: Tour) -> str:
-    """What one patched activation does."""
+def patch_words(tour: Tour, moved: str) -> str:
+    """What one patched activation does; `moved` is what brings information to the last token."""
     pair, grid = tour.pair, tour.patched
     answer = label(pair.answer.token)
     words = (
@@ -148,8 +148,7 @@ def patch_words(tour: Tour) -> str:
     if late is not None and late[0] > early[0]:
         return words + (
             f"From layer {late[0]} on, the last token has what it needs: its value alone gives "
-            f"{format_probability(late[2])}. In between, {kind_of(tour).moved} moved the "
-            "information."
+            f"{format_probability(late[2])}. In between, {moved} moved the information."
         )
     lost = max((layer for layer, _, value in places if value > half), default=-1) + 1
     if 0 < lost < len(grid.axes["layer"]):
