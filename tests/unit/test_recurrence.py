@@ -219,6 +219,17 @@ def test_gradients_in_float32_are_those_of_the_steps(
         near(gradient.double(), right[name], 1e-5)
 
 
+@pytest.mark.parametrize("erases", [False, True])
+@pytest.mark.parametrize("each", [0.9, 1.87, 3.7, 7.4, 14.9, 29.0])
+def test_gradients_are_finite_wherever_blocks_end(each: float, erases: bool) -> None:
+    """Decays that just fit a block of 32, 16, 8, 4, 2 or 1 in float32, or half of it."""
+    drawn = draw("sharp", Sizes(1, 70, 1), erases=erases)
+    r = changed(replace(drawn, decay=drawn.decay * each / 80), Tensor.float)
+    found, right = gradients(chunked, r), gradients(stepwise, changed(r, Tensor.double))
+    for name, gradient in found.items():
+        near(gradient.double(), right[name], 1e-4)
+
+
 def gradients(form: Form, r: Recurrence) -> dict[str, Tensor]:
     """Those of a weighted sum of all that comes out."""
     leaves = list[Tensor]()

@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 from torch_mi.nn.recurrence_terms import Recurrence
 from torch_mi.types import split
 
-LARGEST = 60.0
-"""No e^x with a greater x is ever made of decays that are at most 0."""
+LARGEST = 30.0
+"""No e^x with a greater x is ever made of decays that are at most 0; gradients square it."""
 DIRECT = 4
 """Where decays are sharp, so many positions meet pair by pair."""
 SOLVED = 16
@@ -89,7 +89,7 @@ def meet(r: Recurrence, size: int) -> Met:
     every factor is at most 1. Where decays are mild, blocks are larger to begin with.
     """
     decay, block = cut(r.decay, size, r), _mild(r.decay, size)
-    first = _undone if block >= DIRECT else _direct
+    first = _undone if block > DIRECT else _direct
     block = min(max(block, DIRECT), size)
     reads = [r.q] if r.alpha is None else [r.q, r.alpha]
     writes = [r.k] if r.beta is None else [r.k, r.beta]
