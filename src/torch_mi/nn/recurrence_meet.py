@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 from torch_mi.nn.recurrence_terms import Recurrence
 from torch_mi.types import split
 
-LARGEST = 30.0
-"""No e^x with a greater x is ever made of decays that are at most 0; gradients square it."""
+LARGEST, GENTLEST = 60.0, 15.0
+"""No e^x with a greater x is ever made of decays that are at most 0; of those with gradients none
+greater than the second: what a sharp decay changes would drown in what its undoing rounds off."""
 DIRECT = 4
 """Where decays are sharp, so many positions meet pair by pair."""
 SOLVED = 16
@@ -78,8 +79,7 @@ def cut(x: Tensor, size: int, r: Recurrence) -> Tensor:
     if missing := -x.shape[1] % size:
         x = pad(x, (0, 0, 0, 0, 0, missing))
     x = split(x.expand(batch, -1, heads, -1), 1, (-1, size))
-    x = x.permute(1, 0, 3, 2, 4).contiguous()  # or every product would copy it
-    return x.flatten(1, 2)
+    return x.permute(1, 0, 3, 2, 4).flatten(1, 2)
 
 
 def meet(r: Recurrence, size: int) -> Met:
@@ -88,52 +88,57 @@ def meet(r: Recurrence, size: int) -> Met:
     The later half of a block reads what the earlier half wrote, by the fading up to their border:
     every factor is at most 1. Where decays are mild, blocks are larger to begin with.
     """
-    decay, block = cut(r.decay, size, r), _mild(r.decay, size)
-    first = _undone if block > DIRECT else _direct
-    block = min(max(block, DIRECT), size)
-    reads = [r.q] if r.alpha is None else [r.q, r.alpha]
-    writes = [r.k] if r.beta is None else [r.k, r.beta]
-    met = first(
-        [_blocks(cut(x, size, r), block) for x in reads],
-        [_blocks(cut(x, size, r), block) for x in writes],
-        _blocks(decay, block),
-        [r.inclusive, False][: len(reads)],
-    )
+    decay = cut(r.decay, size, r)
+    reads = [cut(x, size, r) for x in (r.q, r.alpha) if x is not None]
+    writes = [cut(x, size, r) for x in (r.k, r.beta) if x is not None]
+    own = [r.inclusive, False][: len(reads)]
+    block, since = _mild(decay)
+    reads, writes = ([_blocks(x, block) for x in each] for each in (reads, writes))
+    if since is None:
+        met = _direct(reads, writes, _blocks(decay, block).contiguous(), own)
+    else:
+        met = _undone(reads, writes, since, own)
     while block < size:
         met, block = _doubled(met), 2 * block
     return met
 
 
-def _mild(decay: Tensor, size: int) -> int:
-    """The longest block, at most a chunk, over which nothing changes by more than e^LARGEST."""
-    if decay.is_meta:
-        return size
-    low, high = decay.detach().aminmax()
-    sharpest, block = max(-float(low), float(high)), size
-    while block > 1 and block * sharpest > LARGEST:
+def _mild(decay: Tensor) -> tuple[int, Tensor | None]:
+    """The longest block over half of which decays add up to no more than e^x allows.
+
+    With the sums of all decays from its middle to each border [chunk row place+1 #d_key].
+    """
+    block, most = decay.shape[-2], GENTLEST if decay.requires_grad else LARGEST
+    while block > DIRECT:
+        sums = _blocks(decay, block).cumsum(-2)
+        middle = sums[..., block // 2 - 1 : block // 2, :]
+        since = torch.cat([-middle, sums - middle], -2)
+        if decay.is_meta or all(abs(float(x)) <= most for x in since.detach().aminmax()):
+            return block, since
         block //= 2
-    return block
+    return block, None
 
 
 def _blocks(x: Tensor, block: int) -> Tensor:
     return x.reshape(x.shape[0], -1, block, x.shape[-1])
 
 
-def _undone(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[bool]) -> Met:
-    """Blocks whose fading may be undone: e^{a - b} as e^a e^{-b}.
+def _undone(reads: list[Tensor], writes: list[Tensor], since: Tensor, own: list[bool]) -> Met:
+    """Blocks whose fading may be undone: e^{a - b} as e^{a - m} e^{m - b}, m in the middle.
 
     `own` says of each way to read whether a position meets its own writes.
     """
-    fade = decay.cumsum(-2).exp()
-    before = pad(fade[..., :-1, :], (0, 0, 1, 0), value=1.0) if not all(own) else fade
-    total, undone = fade[..., -1:, :], fade.reciprocal()
-    reads = [x * (fade if here else before) for x, here in zip(reads, own, strict=True)]
-    lifted = [y * undone for y in writes]
+    fade = since.exp()
+    undone = fade.reciprocal()
+    start, end = undone[..., :1, :], fade[..., -1:, :]
+    faded = {here: fade[..., 1:, :] if here else fade[..., :-1, :] for here in set(own)}
+    reads = [faded[here] * x for x, here in zip(reads, own, strict=True)]
+    lifted = [undone[..., 1:, :] * y for y in writes]
     scores = [
         [(x @ y.mT).tril(0 if here else -1) for y in lifted]
         for x, here in zip(reads, own, strict=True)
     ]
-    return Met(scores, reads, [y * total for y in lifted], total)
+    return Met(scores, [x * start for x in reads], [y * end for y in lifted], start * end)
 
 
 def _direct(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[bool]) -> Met:
@@ -147,8 +152,8 @@ def _direct(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[
     left = torch.cat(until[::-1], -2)
     return Met(
         [[_pairs(x, y, fade, here) for y in writes] for x, here in zip(reads, own, strict=True)],
-        [x * faded[here] for x, here in zip(reads, own, strict=True)],
-        [y * left for y in writes],
+        [faded[here] * x for x, here in zip(reads, own, strict=True)],
+        [left * y for y in writes],
         since[-1],
     )
 
@@ -179,11 +184,13 @@ def _doubled(met: Met) -> Met:
         ]
         for x, row in zip(pairs[0], met.scores, strict=True)
     ]
-    first, second = total[:, :, 0], total[:, :, 1]
+    first, second = total.unbind(2)
+    once = torch.ones_like(first)
+    since, until = torch.stack([once, first], 2), torch.stack([second, once], 2)
     return Met(
         scores,
-        [torch.cat([x[:, :, 0], x[:, :, 1] * first], -2) for x in pairs[0]],
-        [torch.cat([y[:, :, 0] * second, y[:, :, 1]], -2) for y in pairs[1]],
+        [(since * x).flatten(2, 3) for x in pairs[0]],
+        [(until * y).flatten(2, 3) for y in pairs[1]],
         first * second,
     )
 
