@@ -222,12 +222,29 @@ def test_gradients_in_float32_are_those_of_the_steps(
 @pytest.mark.parametrize("erases", [False, True])
 @pytest.mark.parametrize("each", [0.9, 1.87, 3.7, 7.4, 14.9, 29.0])
 def test_gradients_are_finite_wherever_blocks_end(each: float, erases: bool) -> None:
-    """Decays that just fit a block of 32, 16, 8, 4, 2 or 1 in float32, or half of it."""
-    drawn = draw("sharp", Sizes(1, 70, 1), erases=erases)
-    r = changed(replace(drawn, decay=drawn.decay * each / 80), Tensor.float)
+    """Decays that just fit a block of 32, 16 or 8 in float32, or are too sharp for any."""
+    r = as_sharp_as(each, erases=erases)
     found, right = gradients(chunked, r), gradients(stepwise, changed(r, Tensor.double))
     for name, gradient in found.items():
         near(gradient.double(), right[name], 1e-4)
+
+
+@pytest.mark.parametrize("erases", [False, True])
+@pytest.mark.parametrize("each", [3.7, 7.4, 14.9, 29.0, float("inf")])
+def test_values_are_close_wherever_blocks_end(each: float, erases: bool) -> None:
+    """The same without gradients, where blocks are larger; and what fades at once."""
+    r = as_sharp_as(each, erases=erases)
+    mixed = replace(r, decay=r.decay * torch.tensor([1.0, 0.1, 0.01, 1e-3]))
+    for one in (r, mixed):
+        right, end = stepwise(changed(one, Tensor.double), None)
+        read, last = chunked(one, None)
+        near(read.double(), right, 1e-5)
+        near(last.double(), end, 1e-5)
+
+
+def as_sharp_as(each: float, *, erases: bool) -> Recurrence:
+    drawn = draw("sharp", Sizes(1, 70, 1), erases=erases)
+    return changed(replace(drawn, decay=torch.full_like(drawn.decay, -each)), Tensor.float)
 
 
 def gradients(form: Form, r: Recurrence) -> dict[str, Tensor]:

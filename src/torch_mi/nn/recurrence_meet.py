@@ -24,16 +24,26 @@ SOLVED = 16
 
 @dataclass(frozen=True, eq=False)
 class Met:
-    """What positions of the same chunk are to each other, and to its two ends."""
+    """What positions of the same block are to each other, and to its two ends."""
 
     scores: list[list[Tensor]]
-    """For each way to read and to write [chunk row place place], lower triangular."""
+    """For each way to read and to write [chunk row block place place], lower triangular."""
     reads: list[Tensor]
-    """Faded since the chunk's start [chunk row place d_key]."""
+    """Faded since the block's start [chunk row block place d_key]."""
     writes: list[Tensor]
-    """Fading until the chunk's end."""
+    """Fading until the block's end."""
     total: Tensor
-    """How much fades from start to end [#chunk row 1 #d_key]."""
+    """How much fades from start to end [#chunk row block 1 #d_key]."""
+
+    @property
+    def whole(self) -> "Met":
+        """The same without the dimension of blocks, where a chunk is one."""
+        return Met(
+            [[x.squeeze(2) for x in row] for row in self.scores],
+            [x.squeeze(2) for x in self.reads],
+            [x.squeeze(2) for x in self.writes],
+            self.total.squeeze(2),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,43 +102,41 @@ def meet(r: Recurrence, size: int) -> Met:
     reads = [cut(x, size, r) for x in (r.q, r.alpha) if x is not None]
     writes = [cut(x, size, r) for x in (r.k, r.beta) if x is not None]
     own = [r.inclusive, False][: len(reads)]
-    block, since = _mild(decay)
+    block = _mild(decay)
     reads, writes = ([_blocks(x, block) for x in each] for each in (reads, writes))
-    if since is None:
-        met = _direct(reads, writes, _blocks(decay, block).contiguous(), own)
-    else:
-        met = _undone(reads, writes, since, own)
+    first = _undone if block > DIRECT else _direct
+    met = first(reads, writes, _blocks(decay, block), own)
     while block < size:
         met, block = _doubled(met), 2 * block
-    return met
+    return met.whole
 
 
-def _mild(decay: Tensor) -> tuple[int, Tensor | None]:
-    """The longest block over half of which decays add up to no more than e^x allows.
-
-    With the sums of all decays from its middle to each border [chunk row place+1 #d_key].
-    """
-    block, most = decay.shape[-2], GENTLEST if decay.requires_grad else LARGEST
-    while block > DIRECT:
-        sums = _blocks(decay, block).cumsum(-2)
-        middle = sums[..., block // 2 - 1 : block // 2, :]
-        since = torch.cat([-middle, sums - middle], -2)
-        if decay.is_meta or all(abs(float(x)) <= most for x in since.detach().aminmax()):
-            return block, since
-        block //= 2
-    return block, None
+def _mild(decay: Tensor) -> int:
+    """The longest block over half of which decays add up to no more than e^x allows."""
+    size, most = decay.shape[-2], GENTLEST if decay.requires_grad else LARGEST
+    if decay.is_meta or size <= DIRECT:
+        return size
+    block, sums = DIRECT, _blocks(decay.detach(), DIRECT).sum(-2)
+    if float(decay.detach().amax()) > 0:
+        return block
+    while block < size and float(sums.amin()) >= -most:
+        block, sums = 2 * block, _blocks(sums, 2).sum(-2)
+    return block
 
 
-def _blocks(x: Tensor, block: int) -> Tensor:
-    return x.reshape(x.shape[0], -1, block, x.shape[-1])
+def _blocks(x: Tensor, size: int) -> Tensor:
+    """[chunk row block place ...]."""
+    return split(x, 2, (-1, size))
 
 
-def _undone(reads: list[Tensor], writes: list[Tensor], since: Tensor, own: list[bool]) -> Met:
+def _undone(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[bool]) -> Met:
     """Blocks whose fading may be undone: e^{a - b} as e^{a - m} e^{m - b}, m in the middle.
 
     `own` says of each way to read whether a position meets its own writes.
     """
-    fade = since.exp()
+    sums, half = decay.cumsum(-2), decay.shape[-2] // 2
+    middle = sums[..., half - 1 : half, :]
+    fade = torch.cat([-middle, sums - middle], -2).exp()  # at each border between positions
     undone = fade.reciprocal()
     start, end = undone[..., :1, :], fade[..., -1:, :]
     faded = {here: fade[..., 1:, :] if here else fade[..., :-1, :] for here in set(own)}
@@ -143,7 +151,7 @@ def _undone(reads: list[Tensor], writes: list[Tensor], since: Tensor, own: list[
 
 def _direct(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[bool]) -> Met:
     """The same for a few positions whose decays may be of any sharpness, pair by pair."""
-    fade = decay.exp()
+    fade = decay.contiguous().exp()
     each = [fade[..., i : i + 1, :] for i in range(fade.shape[-2])]
     one = torch.ones_like(each[0])
     since = [one, *accumulate(each, mul)]
@@ -175,29 +183,28 @@ def _pairs(x: Tensor, y: Tensor, fade: Tensor, own: bool) -> Tensor:  # noqa: FB
 
 def _doubled(met: Met) -> Met:
     """Blocks of twice the length from pairs of neighbours."""
-    pairs = [split(x, 1, (-1, 2)) for x in met.reads], [split(y, 1, (-1, 2)) for y in met.writes]
-    total = split(met.total, 1, (-1, 2))
+    reads, writes = ([_blocks(x, 2) for x in each] for each in (met.reads, met.writes))
     scores = [
         [
-            _corner(split(known, 1, (-1, 2)), x[:, :, 1] @ y[:, :, 0].mT)
-            for y, known in zip(pairs[1], row, strict=True)
+            _corner(_blocks(known, 2), x[:, :, :, 1] @ y[:, :, :, 0].mT)
+            for y, known in zip(writes, row, strict=True)
         ]
-        for x, row in zip(pairs[0], met.scores, strict=True)
+        for x, row in zip(reads, met.scores, strict=True)
     ]
-    first, second = total.unbind(2)
+    first, second = _blocks(met.total, 2).unbind(3)
     once = torch.ones_like(first)
-    since, until = torch.stack([once, first], 2), torch.stack([second, once], 2)
+    since, until = torch.stack([once, first], 3), torch.stack([second, once], 3)
     return Met(
         scores,
-        [(since * x).flatten(2, 3) for x in pairs[0]],
-        [(until * y).flatten(2, 3) for y in pairs[1]],
+        [(since * x).flatten(3, 4) for x in reads],
+        [(until * y).flatten(3, 4) for y in writes],
         first * second,
     )
 
 
 def _corner(pairs: Tensor, lower: Tensor) -> Tensor:
     """Lower triangular matrices from two on the diagonal and what is below."""
-    first, second = pairs.unbind(2)
+    first, second = pairs.unbind(-3)
     above = torch.cat([first, torch.zeros_like(first)], -1)
     return torch.cat([above, torch.cat([lower, second], -1)], -2)
 
@@ -212,7 +219,7 @@ def inverse(lower: Tensor) -> Tensor:
             "Tensor", solve(unit - lower, unit.expand_as(lower), upper=False, unitriangular=True)
         )
     half = size // 2
-    corners = torch.stack([lower[..., :half, :half], lower[..., half:, half:]], 2)
+    corners = torch.stack([lower[..., :half, :half], lower[..., half:, half:]], -3)
     both = inverse(corners)
-    first, second = both.unbind(2)
+    first, second = both.unbind(-3)
     return _corner(both, second @ lower[..., half:, :half] @ first)
