@@ -38,7 +38,7 @@ CASES = [
 
 @pytest.mark.parametrize(("law", "family"), CASES)
 def test_law(law: testing.Law, family: str) -> None:
-    @settings(max_examples=3 if family in KINDS and law not in SLOW else 1)
+    @settings(max_examples=2 if family in KINDS and law not in SLOW else 1)
     @given(st.data())
     def hold(data: st.DataObject) -> None:
         model = data.draw(examples.models(family))

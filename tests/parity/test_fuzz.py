@@ -115,7 +115,7 @@ def runs(cfg: TransformerConfig) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_config_is_refused_or_runs(family: str) -> None:
     @given(configs(family))
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     def hold(raw: Raw) -> None:
         try:
             cfg = read_config(raw)[1]

@@ -228,7 +228,7 @@ def same_turning(rope: Rope | None, head_dim: int, module: Any) -> None:
 @pytest.mark.parametrize("family", KEYS)
 def test_any_config_means_what_it_means_to_transformers(family: str) -> None:
     @given(configs(family))
-    @settings(max_examples=20, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=12, deadline=None, database=None, derandomize=True)
     def run(raw: Raw) -> None:
         theirs = reference(raw)
         ours, cfg = read_config(raw)

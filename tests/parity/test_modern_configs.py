@@ -130,7 +130,7 @@ def test_every_family_is_generated() -> None:
 @pytest.mark.parametrize("family", KEYS)
 def test_any_config_means_what_it_means_to_transformers(family: str) -> None:
     @given(configs(family))
-    @settings(max_examples=20, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=12, deadline=None, database=None, derandomize=True)
     def run(raw: Raw) -> None:
         hf = reference(raw)
         _, cfg = read_config(raw)
@@ -152,7 +152,7 @@ def test_any_model_has_its_tensors_placed(family: str) -> None:
 
 def test_a_text_config_means_the_same_within_another() -> None:
     @given(configs("gemma3_text"))
-    @settings(max_examples=20, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=12, deadline=None, database=None, derandomize=True)
     def run(raw: Raw) -> None:
         text = {key: value for key, value in raw.items() if key not in OUTER}
         text.pop("final_logit_softcapping", None)

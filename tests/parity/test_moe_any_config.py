@@ -192,7 +192,7 @@ def configs(draw: st.DrawFn, family: str) -> Raw:
 @pytest.mark.parametrize("family", KEYS)
 def test_any_config_means_what_it_means_to_transformers(family: str) -> None:
     @given(configs(family))
-    @settings(max_examples=20, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=12, deadline=None, database=None, derandomize=True)
     def run(raw: Raw) -> None:
         hf = CONFIG_MAPPING[family].from_dict(dict(raw))
         cfg = read_config(raw)[1]
