@@ -2,6 +2,7 @@
 """What runs the annotations of every function of the package as checks, in the tests only."""
 
 from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
 from functools import partial, wraps
 from itertools import count
 from types import FunctionType
@@ -36,6 +37,12 @@ def checked(fn: Function | None = None, *, typechecker: Any = None) -> Any:
     """
     if fn is None:
         return partial(checked, typechecker=typechecker)
+    if isinstance(fn, type) and is_dataclass(fn) and "__init__" in vars(fn):
+        made = {x.name for x in fields(fn) if x.default_factory is not MISSING}
+        begin = fn.__init__
+        begin.__annotations__ = {k: v for k, v in begin.__annotations__.items() if k not in made}
+        fn.__init__ = checked(begin, typechecker=typechecker)
+        return fn
     if not isinstance(fn, FunctionType):
         return jaxtyped(fn, typechecker=typechecker)
     hints = {name: resolved(hint, fn) for name, hint in fn.__annotations__.items()}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The annotations of the package are checks while tests run."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from checking import check, checked
 from jaxtyping import Float
 from torch import Tensor
 
+from torch_mi.nn.recurrence_terms import Recurrence
 from torch_mi.show.sweeps import decimals
 
 
@@ -40,3 +42,24 @@ def test_functions_of_the_package_are_checked() -> None:
     wrong: Any = "far"
     with pytest.raises(BeartypeCallHintViolation):
         decimals(wrong)
+
+
+@checked(typechecker=check)
+@dataclass(frozen=True)
+class Both:
+    left: Float[Tensor, "row"]
+    right: Float[Tensor, "row"]
+    names: list[str] = field(default_factory=list[str])
+
+
+def test_fields_are_checked_with_their_dimensions() -> None:
+    assert Both(torch.zeros(2), torch.zeros(2)).names == []
+    with pytest.raises(BeartypeCallHintViolation):
+        Both(torch.zeros(2), torch.zeros(3))
+
+
+def test_dataclasses_of_the_package_are_checked() -> None:
+    x, wrong = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3)
+    Recurrence(x, x, x, x, inclusive=True)
+    with pytest.raises(BeartypeCallHintViolation):
+        Recurrence(x, wrong, x, x, inclusive=True)
