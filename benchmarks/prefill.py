@@ -12,7 +12,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,17 +100,12 @@ def check(name: str, ours: Tensor, right: Tensor, most: float = TOLERANCE) -> No
         raise BenchmarkError(f"{name}: logits differ by {apart:.2g}")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How one prompt is measured; `kept` if freed memory is kept for the next run."""
-
-    turns: int
-    bounds: Mapping[str, float]
-    kept: bool
-
-
 def measure(
-    model: MIModel, peers: Mapping[str, Peer], tokens: Tensor, setting: Setting
+    model: MIModel,
+    peers: Mapping[str, Peer],
+    tokens: Tensor,
+    turns: int,
+    bounds: Mapping[str, float],
 ) -> list[Row]:
     """One prompt: every side checked against ours, then timed."""
     works: dict[str, Callable[[], Tensor]] = {
@@ -127,14 +121,13 @@ def measure(
     some = min(SAMPLE, length)
     # a first token reads itself alone, and the norm of that makes much of what rounds differently
     check(STEPS, stepwise(model, tokens[:, :some]), right[:some], 10 * TOLERANCE)
-    effort = Effort(least=setting.turns, most=setting.turns, seconds=0.0)
+    effort = Effort(least=turns, most=turns, seconds=0.0)
     times = race(works, effort)
     steps = race({STEPS: partial(stepwise, model, tokens[:, :some])}, effort)[STEPS]
     whole = length / some
     times[STEPS] = Times([whole * t for t in steps.wall], [whole * t for t in steps.cpu])
-    pairs = [Pair(ours, peer, setting.bounds.get(peer)) for ours, peer in PAIRS]
-    where = f"{length} tokens, {torch.get_num_threads()} threads"
-    return rows("prefill", where + ", memory kept" * setting.kept, times, pairs)
+    pairs = [Pair(ours, peer, bounds.get(peer)) for ours, peer in PAIRS]
+    return rows("prefill", f"{length} tokens, {torch.get_num_threads()} threads", times, pairs)
 
 
 @torch.no_grad()
@@ -162,8 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dice = torch.Generator().manual_seed(0)
         for length in (40,) if read.quick else read.lengths:
             tokens = torch.randint(model.vocab_size, (1, length), generator=dice)
-            found += measure(model, peers, tokens, Setting(read.turns, judged, read.keep))
+            found += measure(model, peers, tokens, read.turns, judged)
     facts: dict[str, object] = {"threads": read.threads, "version": read.version}
+    facts["memory kept"] = read.keep
     show(found, facts)
     if read.json is not None:
         write_json(read.json, {"machine": facts, "rows": [row.to_dict() for row in found]})

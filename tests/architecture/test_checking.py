@@ -11,7 +11,7 @@ from checking import check, checked
 from jaxtyping import Float
 from torch import Tensor
 
-from torch_mi.nn.recurrence_terms import Recurrence
+from torch_mi.nn.recurrence_meet import Met
 from torch_mi.show.sweeps import decimals
 
 
@@ -59,7 +59,8 @@ def test_fields_are_checked_with_their_dimensions() -> None:
 
 
 def test_dataclasses_of_the_package_are_checked() -> None:
-    x, wrong = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3)
-    Recurrence(x, x, x, x, inclusive=True)
+    """One without dimensions, at every call."""
+    wrong: Any = "far"
+    Met([], [], [], torch.zeros(1))
     with pytest.raises(BeartypeCallHintViolation):
-        Recurrence(x, wrong, x, x, inclusive=True)
+        Met([], [], [], wrong)

@@ -35,7 +35,8 @@ def chunked(r: Recurrence, state: State | None) -> Outcome:
 def segment(r: Recurrence, state: State, size: int) -> Outcome:
     """The same for positions that are looked at together, `size` to a chunk."""
     batch, length, heads, _ = r.q.shape
-    y, last = across(resolved(r, size), cut(r.v, size, r).contiguous(), state.flatten(0, 1))
+    v = cut(r.v, size, r).contiguous()  # or both products would copy it
+    y, last = across(resolved(r, size), v, state.flatten(0, 1))
     y = split(y, 1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)
     return y[:, :length], split(last, 0, (batch, heads))
 

@@ -82,7 +82,10 @@ def resolved(r: Recurrence, size: int) -> Resolved:
 
 
 def cut(x: Tensor, size: int, r: Recurrence) -> Tensor:
-    """[chunk, batch x head, place, ...]; one chunk only of what is the same everywhere."""
+    """[chunk, batch x head, place, ...]; one chunk only of what is the same everywhere.
+
+    A view where that can be: a matrix product copies it, what is multiplied item by item does not.
+    """
     batch, length, heads, _ = r.q.shape
     if x.shape[1] == 1 < length:
         x = x.expand(-1, length if length % size else size, -1, -1)
@@ -140,6 +143,7 @@ def _undone(reads: list[Tensor], writes: list[Tensor], decay: Tensor, own: list[
     undone = fade.reciprocal()
     start, end = undone[..., :1, :], fade[..., -1:, :]
     faded = {here: fade[..., 1:, :] if here else fade[..., :-1, :] for here in set(own)}
+    # what comes first says how a product lies in memory, and what is cut lies by positions
     reads = [faded[here] * x for x, here in zip(reads, own, strict=True)]
     lifted = [undone[..., 1:, :] * y for y in writes]
     scores = [
